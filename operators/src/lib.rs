@@ -1,0 +1,8 @@
+//! The pure core of meterr: values in, deltas out. No files, sockets, clocks, environment, async,
+//! actors or logging.
+
+pub mod event;
+pub mod ids;
+pub mod money;
+pub mod price_book;
+pub mod time;
