@@ -1,6 +1,7 @@
 //! The pure core of meterr: values in, deltas out. No files, sockets, clocks, environment, async,
 //! actors or logging.
 
+pub mod control;
 pub mod event;
 pub mod ids;
 pub mod money;
