@@ -6,4 +6,6 @@ pub mod event;
 pub mod ids;
 pub mod money;
 pub mod price_book;
+pub mod reference;
+pub mod rng;
 pub mod time;
