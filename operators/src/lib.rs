@@ -3,6 +3,7 @@
 
 pub mod control;
 pub mod event;
+pub mod histories;
 pub mod ids;
 pub mod money;
 pub mod price_book;
