@@ -265,7 +265,9 @@ impl<'r> World<'r> {
     }
 
     fn message(&mut self, lines_max: u64) {
-        self.now.0 += self.rng.between(0, 20 * MINUTE);
+        if self.rng.percent(80) {
+            self.now.0 += self.rng.between(0, 20 * MINUTE);
+        }
         let shards: Vec<ShardId> = self.orgs.keys().copied().collect();
         let shard = *self.rng.pick(&shards);
         let orgs = self.orgs[&shard].clone();
@@ -286,7 +288,7 @@ impl<'r> World<'r> {
                 if self.rng.percent(5) { self.bad_line(org) } else { self.line(org) }
             })
             .collect();
-        let fall = if self.rng.percent(5) { self.rng.between(0, 2 * SECOND) } else { 0 };
+        let fall = if self.rng.percent(5) { self.rng.between(0, 5 * MINUTE) } else { 0 };
         self.record(shard, Time(self.now.0 - fall), addressee, lines);
     }
 
