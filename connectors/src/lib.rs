@@ -3,4 +3,6 @@
 
 pub mod api;
 pub mod checkpoint;
+pub mod codec;
 pub mod log;
+pub mod price_import;

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::event::{HashKey, NAME_LEN_MAX, excerpt};
 use crate::ids::{SHARDS_MAX, org_valid};
-use crate::price_book::PriceEntry;
+use crate::price_book::{PriceEntry, check_entries};
 use crate::time::{DAY, HOUR, SECOND, Time};
 
 /// Horizon of deduplication while the control log names none: 35 days, in seconds of log time.
@@ -33,6 +33,8 @@ pub const VIEW_NAME_LEN_MAX: usize = 64;
 pub const VIEW_DIMENSIONS_MAX: usize = 4;
 /// Longest id of a dead letter, in bytes.
 const DEAD_LETTER_ID_LEN_MAX: usize = 64;
+/// Wrong price entries named in one sentence.
+const PRICE_ERRORS_SHOWN: usize = 10;
 
 /// Size of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -253,7 +255,14 @@ impl ControlChange {
             ControlChange::Prices(change) if change.prices.is_empty() => {
                 Err("prices must not be empty".to_owned())
             }
-            ControlChange::Prices(_) => Ok(()),
+            ControlChange::Prices(change) => check_entries(&change.prices).map_err(|errors| {
+                let shown = errors.iter().take(PRICE_ERRORS_SHOWN).map(ToString::to_string);
+                let shown = shown.collect::<Vec<_>>().join("; ");
+                match errors.len().saturating_sub(PRICE_ERRORS_SHOWN) {
+                    0 => shown,
+                    more => format!("{shown}; and {more} more"),
+                }
+            }),
             ControlChange::TimeZone(change) => {
                 if !org_valid(&change.org) {
                     return Err(format!("org {:?} is no valid org", excerpt(&change.org)));
@@ -372,6 +381,7 @@ mod tests {
     #[test]
     fn every_type_reads_what_it_writes() {
         for text in [
+            r#"{"type":"prices","prices":[{"provider":"openai","model":"gpt-4o","effective_from":"2026-01-15T00:00:00Z","input":"2.5","tier":"batch","min_input_tokens":200000,"org":"acme"}]}"#,
             r#"{"type":"time_zone","org":"acme","time_zone":"Asia/Kolkata"}"#,
             r#"{"type":"view","name":"by-team","by":["user","tag:team"],"window":"day"}"#,
             r#"{"type":"view_removed","name":"by-team"}"#,
@@ -404,6 +414,10 @@ mod tests {
             (r#"{"seconds":1}"#, "needs a \"type\""),
             (r#"{"type":1}"#, "is a text"),
             (r#"{"type":"prices","prices":[]}"#, "must not be empty"),
+            (
+                r#"{"type":"prices","prices":[{"provider":"p","model":"","input":"-1"}]}"#,
+                "entry 1 (\"p\", \"\"): \"model\" is required; entry 1 (\"p\", \"\"): input is -1",
+            ),
             (r#"{"type":"horizon","seconds":3599}"#, "between 3600 and"),
             (r#"{"type":"horizon","seconds":"1h"}"#, "invalid type"),
             (r#"{"type":"horizon"}"#, "missing field `seconds`"),

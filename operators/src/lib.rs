@@ -16,6 +16,7 @@ pub mod dataflow;
 pub mod dedupe;
 pub mod dictionary;
 pub mod event;
+pub mod histories;
 pub mod ids;
 pub mod money;
 pub mod price_book;

@@ -357,8 +357,10 @@ impl Reference {
                     });
                     // The latest beginning; of equal ones the last known, as `max_by_key` keeps
                     // the last of equal items.
-                    if let Some(price) = same_key.max_by_key(|price| price.from) {
-                        return Some(price);
+                    let latest = same_key.max_by_key(|price| price.from);
+                    // One without any price is a withdrawal: as if the key had no entry.
+                    if latest.is_some_and(|price| !price.units.is_empty()) {
+                        return latest;
                     }
                 }
             }
