@@ -425,6 +425,11 @@ impl Shard {
         self.updates.len()
     }
 
+    /// Whether dead letters wait for the next closing.
+    pub fn has_dead(&self) -> bool {
+        !self.dead.is_empty()
+    }
+
     /// Differences kept for the next checkpoint delta.
     pub fn delta_len(&self) -> usize {
         self.delta.len()

@@ -1,0 +1,743 @@
+//! One shard at work on a worker thread: opened from its checkpoint, fed, committed, followed.
+//!
+//! What is visible is what is committed: queries run, followers hear and checkpoints are taken only
+//! while no commit is under way. A crash at any point leaves either no commit record (the input is
+//! taken in again) or a commit record (replay is silent).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::executor::block_on;
+use meterr_connectors::api::{AsOf, StreamEvent};
+use meterr_connectors::checkpoint::{CheckpointStore, Kind, Manifest, chunks_hash};
+use meterr_connectors::codec::decode_message;
+use meterr_connectors::log::{Log, LogError, Message, Record};
+use meterr_operators::control::ControlChange;
+use meterr_operators::dedupe::Place;
+use meterr_operators::event::{Event, HashKey, Reason};
+use meterr_operators::ids::{Positions, ShardId};
+use meterr_operators::rollup::ViewSet;
+use meterr_operators::shard::{Counts, History, Incoming, Shard, ShardError};
+use meterr_operators::time::Time;
+use timely::worker::Worker;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+
+use crate::epoch::Limits;
+use crate::recovery::{self, Alarm, Facts};
+use crate::snapshot;
+use crate::wire::{Commit, PartWriter, Starts, stream_body};
+
+/// Bytes of usage read at once.
+pub const READ_BYTES: usize = 4 * 1024 * 1024;
+
+/// The logs of a shard.
+#[derive(Clone)]
+pub struct Logs {
+    /// Usage.
+    pub usage: Arc<dyn Log>,
+    /// Control.
+    pub control: Arc<dyn Log>,
+    /// Output.
+    pub out: Arc<dyn Log>,
+}
+
+/// What a shard needs to be opened.
+#[derive(Clone)]
+pub struct ShardSpec {
+    /// The shard.
+    pub id: ShardId,
+    /// Number of shards.
+    pub shards: u16,
+    /// Key of the hashes.
+    pub key: HashKey,
+    /// Its logs.
+    pub logs: Logs,
+    /// Where its checkpoints are.
+    pub checkpoints: Arc<dyn CheckpointStore>,
+    /// Which views it keeps.
+    pub views: ViewSet,
+    /// When its epochs close.
+    pub limits: Limits,
+    /// When its checkpoints are taken.
+    pub checkpointing: Checkpointing,
+    /// Jump of log time that stops it, in microseconds.
+    pub time_jump_max: i64,
+    /// Committed position, for those who wait.
+    pub progress: watch::Sender<Progress>,
+}
+
+/// When a checkpoint is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Checkpointing {
+    /// Time between two.
+    pub interval: Duration,
+    /// Differences since the last that call for one earlier.
+    pub updates_max: usize,
+    /// Size of deltas, as share of the base, that calls for a new base.
+    pub base_ratio: f64,
+}
+
+/// How far a shard is committed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Epoch.
+    pub epoch: u64,
+    /// Usage position.
+    pub usage: u64,
+    /// Control position.
+    pub control: u64,
+    /// Position of the commit record.
+    pub commit: u64,
+}
+
+/// Why a shard stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum StopReason {
+    /// What was found at start does not fit together.
+    #[error(transparent)]
+    Alarm(#[from] Alarm),
+    /// Its input cannot be taken in.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// A log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A checkpoint cannot be read.
+    #[error("checkpoint: {0}")]
+    Checkpoint(String),
+    /// A record of our own logs is not what this version writes.
+    #[error("{0}")]
+    Format(String),
+}
+
+impl StopReason {
+    /// Whether starting the shard again may help without anybody's doing.
+    pub fn transient(&self) -> bool {
+        matches!(self, StopReason::Log(LogError::Io { .. }))
+    }
+}
+
+/// A checkpoint on its way to the store.
+pub struct CheckpointJob {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its chunks.
+    pub chunks: Vec<Bytes>,
+}
+
+/// A commit under way.
+struct Pending {
+    progress: Progress,
+    counts: Counts,
+    rejected: Vec<Reason>,
+    oldest: Option<Time>,
+    started: Instant,
+    appended: Instant,
+    /// Changes of followed orgs.
+    changes: Vec<(String, Bytes)>,
+}
+
+/// What one commit did, for metrics.
+pub struct Committed {
+    /// Events taken in.
+    pub counts: Counts,
+    /// Refusals.
+    pub rejected: Vec<Reason>,
+    /// Log time of the oldest message in it.
+    pub oldest: Option<Time>,
+    /// Begin of taking in to acknowledgement.
+    pub took: Duration,
+    /// Append to acknowledgement.
+    pub append_took: Duration,
+}
+
+/// A query, run between commits.
+pub type Query = Box<dyn FnOnce(&mut LiveShard) + Send>;
+
+/// A shard on a worker thread.
+pub struct LiveShard {
+    spec: ShardSpec,
+    shard: Shard,
+    progress: Progress,
+    token: u64,
+    usage: VecDeque<(Record, Option<Arc<OwnedSemaphorePermit>>)>,
+    control: VecDeque<(u64, ControlChange)>,
+    control_read: u64,
+    pending: Option<Pending>,
+    queries: VecDeque<Query>,
+    followers: HashMap<String, Vec<mpsc::Sender<StreamEvent>>>,
+    starts: Starts,
+    checkpoint: CheckpointState,
+}
+
+struct CheckpointState {
+    at: Instant,
+    epoch: u64,
+    generation: u64,
+    index: u32,
+    base_bytes: u64,
+    delta_bytes: u64,
+    base_due: bool,
+    under_way: bool,
+}
+
+/// Reads replaced versions back from the usage log.
+struct LogHistory<'a>(&'a dyn Log);
+
+impl History for LogHistory<'_> {
+    fn event_at(&mut self, place: Place) -> Result<Event<'static>, String> {
+        let records = block_on(self.0.read(place.position, 1)).map_err(|e| e.to_string())?;
+        let record = records.into_iter().next().filter(|r| r.position == place.position);
+        let record = record.ok_or("the log does not have that position")?;
+        let decoded = decode_message(&record.message);
+        let line = decoded.lines().find(|(number, ..)| *number == place.line);
+        let (_, _, event) = line.ok_or("the message has no such line")?;
+        event.map(Event::into_owned).map_err(|rejection| rejection.to_string())
+    }
+}
+
+/// Hash of a message, as manifests keep it.
+pub fn message_hash(message: &Message) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(message.subject.len() as u64).to_le_bytes());
+    hasher.update(message.subject.as_bytes());
+    hasher.update(&message.payload);
+    *hasher.finalize().as_bytes()
+}
+
+/// Reads the commit records behind an output position.
+fn commits_behind(out: &dyn Log, position: u64) -> Result<Vec<(u64, Commit)>, StopReason> {
+    let mut commits = Vec::new();
+    let mut from = position + 1;
+    loop {
+        let records = block_on(out.read(from, READ_BYTES))?;
+        let Some(last) = records.last() else { return Ok(commits) };
+        from = last.position + 1;
+        for record in records.iter().filter(|r| r.message.subject.ends_with(".commit")) {
+            commits.push((record.position, parse_commit(record)?));
+        }
+    }
+}
+
+/// Reads a commit record.
+///
+/// # Errors
+/// When it is not one this version knows.
+pub fn parse_commit(record: &Record) -> Result<Commit, StopReason> {
+    serde_json::from_slice(&record.message.payload).map_err(|error| {
+        StopReason::Format(format!("commit record at {} cannot be read: {error}", record.position))
+    })
+}
+
+/// Reads the control records `from..=to` (all there are, without `to`).
+pub fn control_changes(
+    control: &dyn Log,
+    mut from: u64,
+    to: Option<u64>,
+) -> Result<Vec<(u64, ControlChange)>, StopReason> {
+    let mut changes = Vec::new();
+    while to.is_none_or(|to| from <= to) {
+        let records = block_on(control.read(from, READ_BYTES))?;
+        let Some(last) = records.last() else { break };
+        from = last.position + 1;
+        for record in records {
+            if to.is_some_and(|to| record.position > to) {
+                break;
+            }
+            let change = ControlChange::parse(&record.message.payload).map_err(|why| {
+                StopReason::Format(format!("control record at {}: {why}", record.position))
+            })?;
+            changes.push((record.position, change));
+        }
+    }
+    Ok(changes)
+}
+
+impl LiveShard {
+    /// Opens a shard: loads its checkpoint, replays in silence to the last commit, and takes it over
+    /// with a sealing commit record. `heard` is told of the replay's progress.
+    ///
+    /// # Errors
+    /// Why it must not go on.
+    pub fn open(
+        worker: &mut Worker,
+        spec: ShardSpec,
+        mut heard: impl FnMut(u64, u64, u64),
+    ) -> Result<LiveShard, StopReason> {
+        let ShardSpec { logs, id, .. } = &spec;
+        let last_commit = match block_on(logs.out.last_commit())? {
+            Some(record) => Some((record.position, parse_commit(&record)?)),
+            None => None,
+        };
+        let chain = spec
+            .checkpoints
+            .load(*id, None)
+            .map_err(|error| StopReason::Checkpoint(error.to_string()))?;
+        let newest = chain.as_ref().and_then(|chain| chain.last()).map(|(manifest, _)| manifest);
+        let usage_hash = match newest {
+            Some(manifest) if manifest.usage_position > 0 => {
+                let records = block_on(logs.usage.read(manifest.usage_position, 1))?;
+                records.first().map(|record| message_hash(&record.message))
+            }
+            _ => None,
+        };
+        let plan = recovery::plan(&Facts {
+            checkpoint: newest,
+            commit: last_commit.as_ref().map(|(_, commit)| commit),
+            usage_log: &logs.usage.identity().uuid,
+            control_log: &logs.control.identity().uuid,
+            usage_head: logs.usage.head(),
+            control_head: logs.control.head(),
+            usage_hash,
+        })?;
+        let mut shard = Shard::new(worker, *id, spec.shards, spec.key, spec.views);
+        shard.allow_time_jump(spec.time_jump_max);
+        shard.want_deltas();
+        let now = Instant::now();
+        let mut checkpoint = CheckpointState {
+            at: now,
+            epoch: 0,
+            generation: 0,
+            index: 0,
+            base_bytes: 0,
+            delta_bytes: 0,
+            base_due: true,
+            under_way: false,
+        };
+        if let Some(chain) = chain.filter(|_| plan.load) {
+            let (base, rest) = chain.split_first().expect("a chain has its base");
+            let last = rest.last().unwrap_or(base);
+            for (position, change) in
+                control_changes(&*logs.control, 1, Some(last.0.control_position))?
+            {
+                shard.control(worker, position, &change)?;
+            }
+            checkpoint.epoch = last.0.epoch;
+            checkpoint.generation = last.0.generation;
+            checkpoint.index = last.0.index;
+            checkpoint.base_bytes = base.0.bytes;
+            checkpoint.delta_bytes = rest.iter().map(|(manifest, _)| manifest.bytes).sum();
+            checkpoint.base_due = false;
+            let mut states = Vec::with_capacity(chain.len());
+            for (_, chunks) in chain {
+                let state = snapshot::decode(&chunks);
+                states.push(state.map_err(|error| StopReason::Checkpoint(error.to_string()))?);
+            }
+            shard.restore(worker, states)?;
+        }
+        let commits = commits_behind(&*logs.out, plan.commit_from)?;
+        replay(worker, &mut shard, &spec, &plan, &commits, &mut heard)?;
+        shard.flow().shared().borrow_mut().rollup.clear_changes();
+        let (commit_position, commit) = last_commit
+            .map_or((0, None), |(position, commit)| (position, Some(commit)));
+        let sealing = Commit {
+            epoch: plan.epoch,
+            usage_position: commit.as_ref().map_or(0, |c| c.usage_position),
+            control_position: commit.as_ref().map_or(0, |c| c.control_position),
+            log_time: shard.log_time(),
+            token: plan.token,
+            attempt: 0,
+            parts: 0,
+            hash: blake3::hash(b"").to_hex().to_string(),
+            seal: true,
+        };
+        let subject = format!("out.{id}.commit");
+        let payload = serde_json::to_vec(&sealing).expect("texts and numbers are always JSON");
+        let sealed = block_on(logs.out.commit(
+            Vec::new(),
+            Message::new(subject, payload),
+            commit_position,
+        ))?;
+        let progress = Progress {
+            epoch: plan.epoch,
+            usage: sealing.usage_position,
+            control: sealing.control_position,
+            commit: sealed.last,
+        };
+        spec.progress.send_replace(progress);
+        let mut live = LiveShard {
+            control_read: progress.control,
+            spec,
+            shard,
+            progress,
+            token: plan.token,
+            usage: VecDeque::new(),
+            control: VecDeque::new(),
+            pending: None,
+            queries: VecDeque::new(),
+            followers: HashMap::new(),
+            starts: Starts::default(),
+            checkpoint,
+        };
+        let waiting = control_changes(&*live.spec.logs.control, progress.control + 1, None)?;
+        live.give_control(&waiting);
+        Ok(live)
+    }
+
+    /// The shard's number.
+    pub fn id(&self) -> ShardId {
+        self.spec.id
+    }
+
+    /// The state, to answer queries from.
+    pub fn shard(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+
+    /// What is committed.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// What answers count up to.
+    pub fn as_of(&self) -> AsOf {
+        let mut as_of = Positions::default();
+        as_of.raise(self.spec.id, self.progress.usage);
+        as_of.control = Some(self.progress.control);
+        AsOf { as_of, epochs: vec![(self.spec.id, self.progress.epoch)] }
+    }
+
+    /// Takes usage records to be processed.
+    pub fn give_usage(&mut self, records: Vec<Record>, credit: OwnedSemaphorePermit) {
+        // The credit is given back when the last record of the read has been taken in.
+        let credit = Arc::new(credit);
+        self.usage.extend(records.into_iter().map(|record| (record, Some(credit.clone()))));
+    }
+
+    /// Takes control changes to be processed; those already known are passed over.
+    pub fn give_control(&mut self, changes: &[(u64, ControlChange)]) {
+        for (position, change) in changes {
+            if *position > self.control_read {
+                self.control_read = *position;
+                self.control.push_back((*position, change.clone()));
+            }
+        }
+    }
+
+    /// Runs a query, now or after the commit under way.
+    pub fn query(&mut self, query: Query) {
+        if self.pending.is_some() {
+            self.queries.push_back(query);
+        } else {
+            query(self);
+        }
+    }
+
+    /// Whether anything waits or is under way.
+    pub fn busy(&self) -> bool {
+        self.pending.is_some() || !self.usage.is_empty() || !self.control.is_empty()
+    }
+
+    /// Registers a follower of an org, at the committed state.
+    pub fn follow(&mut self, org: &str, follower: mpsc::Sender<StreamEvent>) {
+        self.followers.entry(org.to_owned()).or_default().push(follower);
+    }
+
+    /// A snapshot of an org for a follower.
+    pub fn snapshot(&mut self, org: &str) -> StreamEvent {
+        let number = self.shard.flow().shared().borrow().names.org(org);
+        let rows = match number {
+            Some(number) => {
+                crate::wire::org_rows(&self.shard, number, self.spec.views, &mut self.starts)
+            }
+            None => crate::wire::OrgChanges { org: org.to_owned(), ..Default::default() },
+        };
+        let (shard, epoch) = (self.spec.id, self.progress.epoch);
+        let body = stream_body(shard, epoch, &self.as_of().as_of, &rows);
+        StreamEvent::Snapshot { shard, epoch, body }
+    }
+
+    /// Closes an epoch over what waits, if no commit is under way. Returns the append to be awaited.
+    ///
+    /// # Errors
+    /// When the shard must stop.
+    pub fn pump(
+        &mut self,
+        worker: &mut Worker,
+    ) -> Result<Option<futures::future::BoxFuture<'static, Result<u64, LogError>>>, StopReason> {
+        if self.pending.is_some() || (self.usage.is_empty() && self.control.is_empty()) {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let mut progress = self.progress;
+        progress.epoch += 1;
+        while let Some((position, change)) = self.control.pop_front() {
+            self.shard.control(worker, position, &change)?;
+            progress.control = position;
+        }
+        let mut events = 0;
+        let mut oldest = None;
+        while let Some((record, credit)) = self.usage.pop_front() {
+            oldest.get_or_insert(record.time);
+            events += take(&mut self.shard, &record, &*self.spec.logs.usage)?;
+            progress.usage = record.position;
+            drop(credit);
+            if self.spec.limits.full(events, started.elapsed(), self.usage.len()) {
+                break;
+            }
+        }
+        let (counts, dead) = self.shard.close_epoch(worker, progress.epoch);
+        let rejected = dead.iter().map(|dead| dead.rejection.reason).collect();
+        let mut parts = PartWriter::new(progress.epoch, self.token, 1);
+        parts.changes(&self.shard, &mut self.starts);
+        parts.dead_letters(self.spec.id, dead);
+        self.shard.flow().shared().borrow_mut().rollup.clear_changes();
+        let (parts, hash) = parts.finish();
+        let id = self.spec.id;
+        let commit = Commit {
+            epoch: progress.epoch,
+            usage_position: progress.usage,
+            control_position: progress.control,
+            log_time: self.shard.log_time(),
+            token: self.token,
+            attempt: 1,
+            parts: parts.len() as u32,
+            hash,
+            seal: false,
+        };
+        let mut as_of = Positions { control: Some(progress.control), ..Positions::default() };
+        as_of.raise(id, progress.usage);
+        let changes = self.followed_changes(&parts, progress.epoch, &as_of);
+        let payload = serde_json::to_vec(&commit).expect("texts and numbers are always JSON");
+        let messages = parts
+            .into_iter()
+            .map(|part| Message::new(format!("out.{id}.part"), part))
+            .collect();
+        let record = Message::new(format!("out.{id}.commit"), payload);
+        let append = self.spec.logs.out.commit(messages, record, self.progress.commit);
+        let appended = Instant::now();
+        self.pending = Some(Pending { progress, counts, rejected, oldest, started, appended, changes });
+        Ok(Some(Box::pin(async move { append.await.map(|appended| appended.last) })))
+    }
+
+    /// Bodies for orgs somebody follows.
+    fn followed_changes(&self, parts: &[Bytes], epoch: u64, as_of: &Positions) -> Vec<(String, Bytes)> {
+        if self.followers.is_empty() {
+            return Vec::new();
+        }
+        let mut merged: Vec<crate::wire::OrgChanges> = Vec::new();
+        for part in parts {
+            for org in followed(part, |org| self.followers.contains_key(org)) {
+                match merged.last_mut().filter(|last| last.org == org.org) {
+                    // An org may be spread over two parts, a view over both.
+                    Some(last) => {
+                        for (view, rows) in org.views {
+                            last.views.entry(view).or_default().extend(rows);
+                        }
+                    }
+                    None => merged.push(org),
+                }
+            }
+        }
+        merged
+            .into_iter()
+            .map(|changes| {
+                let body = stream_body(self.spec.id, epoch, as_of, &changes);
+                (changes.org, body)
+            })
+            .collect()
+    }
+
+    /// Takes the acknowledgement of the commit under way: now it is visible.
+    ///
+    /// # Errors
+    /// When the commit failed; the shard must stop, and its next opening decides.
+    pub fn committed(&mut self, position: Result<u64, LogError>) -> Result<Committed, StopReason> {
+        let pending = self.pending.take().expect("acknowledgements come for a commit under way");
+        let position = position?;
+        self.progress = Progress { commit: position, ..pending.progress };
+        for (org, body) in pending.changes {
+            let (shard, epoch) = (self.spec.id, self.progress.epoch);
+            if let Some(followers) = self.followers.get_mut(&org) {
+                followers.retain(|follower| {
+                    // A full queue means a reader too slow to follow: it is let go, and resumes.
+                    let change = StreamEvent::Change { shard, epoch, body: body.clone() };
+                    follower.try_send(change).is_ok()
+                });
+            }
+        }
+        self.followers.retain(|_, followers| {
+            followers.retain(|follower| !follower.is_closed());
+            !followers.is_empty()
+        });
+        self.spec.progress.send_replace(self.progress);
+        while let Some(query) = self.queries.pop_front() {
+            query(self);
+        }
+        Ok(Committed {
+            counts: pending.counts,
+            rejected: pending.rejected,
+            oldest: pending.oldest,
+            took: pending.started.elapsed(),
+            append_took: pending.appended.elapsed(),
+        })
+    }
+
+    /// Takes a checkpoint if one is due (or `now`), between commits.
+    ///
+    /// # Errors
+    /// When the state cannot be encoded or the log not be read.
+    pub fn checkpoint(&mut self, now: bool) -> Result<Option<CheckpointJob>, StopReason> {
+        let state = &self.checkpoint;
+        if self.pending.is_some() || state.under_way || self.progress.epoch == state.epoch {
+            return Ok(None);
+        }
+        let due = now
+            || state.at.elapsed() >= self.spec.checkpointing.interval
+            || self.shard.delta_len() >= self.spec.checkpointing.updates_max;
+        if !due {
+            return Ok(None);
+        }
+        let grown = state.delta_bytes as f64 > state.base_bytes as f64 * self.spec.checkpointing.base_ratio;
+        let base = state.base_due || grown;
+        let taken = if base { self.shard.take_base() } else { self.shard.take_delta() };
+        let chunks = snapshot::encode(taken).map_err(|e| StopReason::Checkpoint(e.to_string()))?;
+        let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let usage_hash = match self.progress.usage {
+            0 => [0; 32],
+            position => {
+                let records = block_on(self.spec.logs.usage.read(position, 1))?;
+                records.first().map_or([0; 32], |record| message_hash(&record.message))
+            }
+        };
+        let state = &mut self.checkpoint;
+        state.at = Instant::now();
+        state.epoch = self.progress.epoch;
+        state.under_way = true;
+        if base {
+            state.generation += 1;
+            state.index = 0;
+            state.base_bytes = bytes;
+            state.delta_bytes = 0;
+            state.base_due = false;
+        } else {
+            state.index += 1;
+            state.delta_bytes += bytes;
+        }
+        let manifest = Manifest {
+            format: snapshot::FORMAT,
+            shard: self.spec.id.0,
+            generation: state.generation,
+            index: state.index,
+            kind: if base { Kind::Base } else { Kind::Delta },
+            usage_log: self.spec.logs.usage.identity().uuid.clone(),
+            usage_position: self.progress.usage,
+            usage_hash,
+            control_log: self.spec.logs.control.identity().uuid.clone(),
+            control_position: self.progress.control,
+            log_time: self.shard.log_time().0,
+            epoch: self.progress.epoch,
+            commit_position: self.progress.commit,
+            token: self.token,
+            chunks: chunks.len() as u32,
+            bytes,
+            hash: chunks_hash(&chunks),
+        };
+        Ok(Some(CheckpointJob { manifest, chunks }))
+    }
+
+    /// Takes the outcome of a checkpoint. A failed one is followed by a base, since what it held is
+    /// in no delta any more.
+    pub fn checkpointed(&mut self, written: bool) {
+        self.checkpoint.under_way = false;
+        if !written {
+            self.checkpoint.base_due = true;
+            self.checkpoint.epoch = 0;
+        }
+    }
+
+    /// Whether a checkpoint is on its way to the store.
+    pub fn checkpoint_under_way(&self) -> bool {
+        self.checkpoint.under_way
+    }
+
+    /// Takes the shard down. Followers' streams end.
+    pub fn close(self, worker: &mut Worker) {
+        self.shard.close(worker);
+    }
+}
+
+/// Takes one record into a shard; returns the number of its lines.
+fn take(shard: &mut Shard, record: &Record, usage: &dyn Log) -> Result<usize, StopReason> {
+    let decoded = decode_message(&record.message);
+    let mut lines = 0;
+    let message = Incoming {
+        position: record.position,
+        time: record.time,
+        subject: &record.message.subject,
+        lines: decoded.lines().inspect(|_| lines += 1),
+    };
+    shard.message(message, &mut LogHistory(usage))?;
+    Ok(lines)
+}
+
+/// Replays committed epochs in silence. Neighbouring epochs without a control change between them
+/// are taken as one: only control changes make a boundary matter.
+fn replay(
+    worker: &mut Worker,
+    shard: &mut Shard,
+    spec: &ShardSpec,
+    plan: &recovery::Plan,
+    commits: &[(u64, Commit)],
+    heard: &mut impl FnMut(u64, u64, u64),
+) -> Result<(), StopReason> {
+    const TOGETHER: usize = 50_000;
+    let mut next = plan.usage_from;
+    let mut waiting: VecDeque<Record> = VecDeque::new();
+    let mut control = control_changes(&*spec.logs.control, plan.control_from, None)?.into_iter().peekable();
+    let last = commits.last().map_or(0, |(_, commit)| commit.usage_position);
+    let first = plan.usage_from.saturating_sub(1);
+    for (_, commit) in commits.iter().filter(|(_, commit)| !commit.seal) {
+        let mut changed = false;
+        while let Some((position, change)) = control.next_if(|(p, _)| *p <= commit.control_position) {
+            if !changed {
+                shard.close_epoch(worker, commit.epoch.saturating_sub(1));
+                changed = true;
+            }
+            shard.control(worker, position, &change)?;
+        }
+        while next <= commit.usage_position {
+            if waiting.is_empty() {
+                waiting = block_on(spec.logs.usage.read(next, READ_BYTES))?.into();
+            }
+            let Some(record) = waiting.pop_front() else {
+                let head = next.saturating_sub(1);
+                let published = commit.usage_position;
+                return Err(Alarm::RolledBack { what: "usage", head, published }.into());
+            };
+            next = record.position + 1;
+            take(shard, &record, &*spec.logs.usage)?;
+        }
+        if shard.pending() >= TOGETHER || shard.has_dead() {
+            shard.close_epoch(worker, commit.epoch);
+            heard(first, next - 1, last);
+        }
+    }
+    shard.close_epoch(worker, plan.epoch);
+    heard(first, last, last);
+    Ok(())
+}
+
+/// The changes of some orgs out of a part.
+pub fn followed(part: &[u8], wanted: impl Fn(&str) -> bool) -> Vec<crate::wire::OrgChanges> {
+    #[derive(serde::Deserialize)]
+    struct Outer<'a> {
+        #[serde(default, borrow)]
+        orgs: Vec<Named<'a>>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Named<'a> {
+        org: &'a str,
+        #[serde(borrow)]
+        views: &'a serde_json::value::RawValue,
+    }
+    let Ok(outer) = serde_json::from_slice::<Outer<'_>>(part) else { return Vec::new() };
+    let orgs = outer.orgs.into_iter().filter(|named| wanted(named.org));
+    orgs.filter_map(|named| {
+        let views = serde_json::from_str(named.views.get()).ok()?;
+        Some(crate::wire::OrgChanges { org: named.org.to_owned(), views })
+    })
+    .collect()
+}

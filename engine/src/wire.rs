@@ -1,0 +1,624 @@
+//! What a shard writes to its output log, and what subscribers get of it.
+//!
+//! An epoch is some *parts* and then one *commit record*. A part without a matching commit record does
+//! not exist. Bodies are JSON:
+//!
+//! ```text
+//! part    {"epoch":7,"token":2,"attempt":1,"part":0,"orgs":[
+//!           {"org":"acme","views":{"org_day":[["2026-01-02T00:00:00Z",null,1,"0.0004125",0,[254,120,0,0,44]]], …}}, …],
+//!          "dead_letters":[…]}
+//! commit  {"epoch":7,"usage_position":118,"control_position":19,"log_time":"…","token":2,"attempt":1,
+//!          "parts":1,"hash":"…"}
+//! ```
+//!
+//! A row is `[window start or null, key or null, events, cost or null, unpriced events, [meters]]`, the
+//! meters in the order of [`ALL_METERS`] with zeros at the end left out, followed by
+//! `[compute, storage, bandwidth]` where any of these costs is not zero. Figures are absolute totals.
+//! Arrays rather than objects: a loaded shard writes two or three rows an event, and names would
+//! treble the bytes.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use bytes::Bytes;
+use meterr_connectors::api::{CostSplit, DeadLetter, Figures};
+use meterr_connectors::codec::raw_text;
+use meterr_operators::event::{ALL_METERS, METERS, Meter};
+use meterr_operators::ids::{Positions, ShardId};
+use meterr_operators::money::Atto;
+use meterr_operators::rollup::{ALL_VIEWS, Rollup, View, ViewSet};
+use meterr_operators::shard::{Dead, Shard};
+use meterr_operators::time::Time;
+use meterr_operators::usage::Spend;
+use meterr_operators::window::{Zone, hour_instant};
+use serde::{Deserialize, Serialize};
+
+/// Most bytes of a part, so that it fits a message of any transport; a larger epoch has more parts.
+pub const PART_LEN_MAX: usize = 900 * 1024;
+
+/// The commit record of an epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Epoch, from 1.
+    pub epoch: u64,
+    /// Last usage position contained.
+    pub usage_position: u64,
+    /// Last control position contained.
+    pub control_position: u64,
+    /// Log time of the shard.
+    pub log_time: Time,
+    /// Fencing token of the writer.
+    pub token: u64,
+    /// Counts attempts at this epoch under this token, from 1; 0 in a sealing record.
+    pub attempt: u32,
+    /// Parts before this record.
+    pub parts: u32,
+    /// blake3 over the parts' payloads in order, hexadecimal.
+    pub hash: String,
+    /// Set in a record that only takes the shard over: it repeats the epoch before it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub seal: bool,
+}
+
+/// Body of a part, as read back.
+#[derive(Debug, Deserialize)]
+pub struct Part {
+    /// Epoch.
+    pub epoch: u64,
+    /// Token of the writer.
+    pub token: u64,
+    /// Attempt.
+    pub attempt: u32,
+    /// Number of the part, from 0.
+    pub part: u32,
+    /// Changed rows by org.
+    #[serde(default)]
+    pub orgs: Vec<OrgChanges>,
+    /// Lines that were not counted.
+    #[serde(default)]
+    pub dead_letters: Vec<DeadLetter>,
+}
+
+/// Changed rows of one org.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct OrgChanges {
+    /// The org.
+    pub org: String,
+    /// Rows by view.
+    pub views: BTreeMap<String, Vec<Row>>,
+}
+
+/// A changed row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Start of the window.
+    pub window_start: Option<String>,
+    /// Member of the org the row is about; for declared views a JSON array of values.
+    pub key: Option<String>,
+    /// The figures.
+    pub figures: Figures,
+}
+
+impl<'de> Deserialize<'de> for Row {
+    // By hand rather than by serde's untagged enums: those cannot read a number while serde_json
+    // keeps numbers as text (`arbitrary_precision`).
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Row, D::Error> {
+        struct Reader;
+        impl<'de> serde::de::Visitor<'de> for Reader {
+            type Value = Row;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a row of six or seven items")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut row: A) -> Result<Row, A::Error> {
+                use serde::de::Error;
+                let short = |at| A::Error::invalid_length(at, &Reader);
+                let window_start = row.next_element()?.ok_or_else(|| short(0))?;
+                let key = row.next_element()?.ok_or_else(|| short(1))?;
+                let events = row.next_element()?.ok_or_else(|| short(2))?;
+                let cost = row.next_element()?.ok_or_else(|| short(3))?;
+                let unpriced = row.next_element()?.ok_or_else(|| short(4))?;
+                let counts: Vec<i64> = row.next_element()?.ok_or_else(|| short(5))?;
+                let costs = row.next_element()?.unwrap_or_default();
+                let mut meters = [0; METERS];
+                for (to, from) in meters.iter_mut().zip(counts) {
+                    *to = from;
+                }
+                let figures = figures_of(events, &meters, cost, costs, unpriced);
+                Ok(Row { window_start, key, figures })
+            }
+        }
+        deserializer.deserialize_seq(Reader)
+    }
+}
+
+impl Serialize for Row {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Named<'a> {
+            window_start: &'a Option<String>,
+            key: &'a Option<String>,
+            #[serde(flatten)]
+            figures: &'a Figures,
+        }
+        let named =
+            Named { window_start: &self.window_start, key: &self.key, figures: &self.figures };
+        named.serialize(serializer)
+    }
+}
+
+fn figures_of(
+    events: i64,
+    meters: &[i64; METERS],
+    cost: Option<Atto>,
+    [compute, storage, bandwidth]: [Atto; 3],
+    unpriced_events: i64,
+) -> Figures {
+    let of = |meter: Meter| meters[meter as usize];
+    let sum = |meters: &[Meter]| meters.iter().map(|m| of(*m)).sum();
+    Figures {
+        events,
+        input_tokens: sum(&meterr_operators::event::INPUT_METERS),
+        cached_input_tokens: of(Meter::CacheRead),
+        cache_write_tokens: of(Meter::CacheWrite),
+        cache_write_1h_tokens: of(Meter::CacheWrite1h),
+        output_tokens: sum(&meterr_operators::event::OUTPUT_METERS),
+        reasoning_tokens: of(Meter::Reasoning),
+        audio_input_tokens: of(Meter::AudioInput),
+        audio_output_tokens: of(Meter::AudioOutput),
+        images: of(Meter::Images),
+        searches: of(Meter::Searches),
+        cost,
+        costs: CostSplit {
+            compute,
+            storage,
+            bandwidth,
+            ai: cost.unwrap_or_default() - compute - storage - bandwidth,
+        },
+        unpriced_events,
+    }
+}
+
+/// The figures of a value.
+pub fn figures(spend: &Spend) -> Figures {
+    let cost = (!spend.cost_unknown()).then_some(spend.cost);
+    let other = spend.rest.as_ref().map_or([Atto::ZERO; 3], |rest| rest.other_costs);
+    figures_of(spend.events, &spend.meters(), cost, other, spend.unpriced())
+}
+
+/// Writes the parts of an epoch.
+#[derive(Debug)]
+pub struct PartWriter {
+    epoch: u64,
+    token: u64,
+    attempt: u32,
+    parts: Vec<Vec<u8>>,
+    /// The part being written; whether it holds anything yet.
+    open: Vec<u8>,
+    empty: bool,
+}
+
+/// One changed row on its way out: org number, view index (declared ones after the built-in), member,
+/// window.
+type Changed<'a> = (u32, u32, u32, u32, &'a Spend);
+
+impl PartWriter {
+    /// For one attempt at one epoch.
+    pub fn new(epoch: u64, token: u64, attempt: u32) -> PartWriter {
+        PartWriter { epoch, token, attempt, parts: Vec::new(), open: Vec::new(), empty: true }
+    }
+
+    fn begin(&mut self, field: &str) {
+        let (epoch, token, attempt, part) =
+            (self.epoch, self.token, self.attempt, self.parts.len());
+        self.open.clear();
+        let head = format!(
+            "{{\"epoch\":{epoch},\"token\":{token},\"attempt\":{attempt},\"part\":{part},\"{field}\":["
+        );
+        self.open.extend_from_slice(head.as_bytes());
+        self.empty = true;
+    }
+
+    fn end(&mut self) {
+        if !self.empty {
+            self.open.extend_from_slice(b"]}");
+            self.parts.push(std::mem::take(&mut self.open));
+        }
+    }
+
+    /// Adds all changed rows of a shard's views, by org.
+    pub fn changes(&mut self, shard: &Shard, starts: &mut Starts) {
+        let shared = shard.flow().shared().borrow();
+        let (rollup, names) = (&shared.rollup, shared.names.names());
+        let mut rows: Vec<Changed<'_>> = Vec::with_capacity(rollup.changes_len());
+        for view in ALL_VIEWS {
+            for (member, window, spend) in rollup.table(view).changes() {
+                let org = match kind(view) {
+                    Kind::Org => member,
+                    Kind::User => names.users[member as usize].org,
+                    Kind::Model => names.org_models[member as usize].org,
+                    Kind::Feature => names.org_features[member as usize].org,
+                };
+                rows.push((org, view as u32, member, window, spend));
+            }
+        }
+        for (at, declared) in rollup.declared.iter().enumerate() {
+            let Some(view) = declared else { continue };
+            for (member, window, spend) in view.table.changes() {
+                let org = view.members[member as usize].0;
+                rows.push((org, (ALL_VIEWS.len() + at) as u32, member, window, spend));
+            }
+        }
+        if rows.is_empty() {
+            return;
+        }
+        // By name rather than number: the bytes must not depend on the order in which names came.
+        rows.sort_unstable_by_key(|row| (row.0, row.1, row.2, row.3));
+        self.begin("orgs");
+        let mut at = 0;
+        while at < rows.len() {
+            let org = rows[at].0;
+            let len = rows[at..].iter().take_while(|row| row.0 == org).count();
+            let mut group = &rows[at..at + len];
+            at += len;
+            while !group.is_empty() {
+                if self.open.len() > PART_LEN_MAX {
+                    self.end();
+                    self.begin("orgs");
+                }
+                group = self.org(&shared, org, group, starts);
+            }
+        }
+        self.end();
+    }
+
+    /// Writes rows of one org until the part is full; returns what is left.
+    fn org<'a>(
+        &mut self,
+        shared: &meterr_operators::dataflow::Shared,
+        org: u32,
+        rows: &'a [Changed<'a>],
+        starts: &mut Starts,
+    ) -> &'a [Changed<'a>] {
+        let out = &mut self.open;
+        if !self.empty {
+            out.push(b',');
+        }
+        self.empty = false;
+        out.extend_from_slice(b"{\"org\":\"");
+        // Orgs are [A-Za-z0-9_-], so need no escapes.
+        out.extend_from_slice(shared.names.org_name(org).as_bytes());
+        out.extend_from_slice(b"\",\"views\":{");
+        let zone_at = shared.zone_of(org);
+        let zone = &shared.zones[zone_at as usize];
+        let mut view = u32::MAX;
+        for (at, (_, row_view, member, window, spend)) in rows.iter().enumerate() {
+            if out.len() > PART_LEN_MAX {
+                out.extend_from_slice(b"]}}");
+                return &rows[at..];
+            }
+            if *row_view == view {
+                out.push(b',');
+            } else {
+                if view != u32::MAX {
+                    out.extend_from_slice(b"],");
+                }
+                view = *row_view;
+                write_text(out, view_name(&shared.rollup, view));
+                out.extend_from_slice(b":[");
+            }
+            let size = size_of_view(&shared.rollup, view);
+            out.push(b'[');
+            match starts.of(size, zone_at, zone, *window) {
+                Some(start) => {
+                    out.push(b'"');
+                    out.extend_from_slice(start.as_bytes());
+                    out.extend_from_slice(b"\",");
+                }
+                None => out.extend_from_slice(b"null,"),
+            }
+            write_key(out, shared, view, *member);
+            write_figures(out, spend);
+            out.push(b']');
+        }
+        out.extend_from_slice(b"]}}");
+        &[]
+    }
+
+    /// Adds dead letters.
+    pub fn dead_letters(&mut self, shard: ShardId, dead: Vec<Dead>) {
+        if dead.is_empty() {
+            return;
+        }
+        self.begin("dead_letters");
+        for (n, dead) in dead.into_iter().enumerate() {
+            if self.open.len() > PART_LEN_MAX {
+                self.end();
+                self.begin("dead_letters");
+            }
+            let letter = dead_letter(shard, self.epoch, n, dead);
+            if !self.empty {
+                self.open.push(b',');
+            }
+            self.empty = false;
+            let json = serde_json::to_vec(&letter).expect("texts and numbers are always JSON");
+            self.open.extend_from_slice(&json);
+        }
+        self.end();
+    }
+
+    /// The parts, and their hash for the commit record.
+    pub fn finish(self) -> (Vec<Bytes>, String) {
+        let mut hasher = blake3::Hasher::new();
+        for part in &self.parts {
+            hasher.update(part);
+        }
+        let hash = hasher.finalize().to_hex().to_string();
+        (self.parts.into_iter().map(Bytes::from).collect(), hash)
+    }
+}
+
+fn dead_letter(shard: ShardId, epoch: u64, n: usize, dead: Dead) -> DeadLetter {
+    let (raw, raw_base64, cut) = raw_text(&dead.raw);
+    DeadLetter {
+        id: format!("{shard}-{epoch}-{n}"),
+        subject: dead.subject,
+        position: dead.place.position,
+        line: dead.place.line,
+        reason: dead.rejection.reason,
+        detail: dead.rejection.detail,
+        raw,
+        raw_base64,
+        truncated: cut || dead.truncated,
+        replayed: None,
+    }
+}
+
+enum Kind {
+    Org,
+    User,
+    Model,
+    Feature,
+}
+
+fn kind(view: View) -> Kind {
+    match view {
+        View::OrgHour | View::OrgDay | View::OrgMonth | View::OrgAll => Kind::Org,
+        View::UserDay | View::UserMonth => Kind::User,
+        View::ModelDay | View::ModelMonth => Kind::Model,
+        View::FeatureDay | View::FeatureMonth => Kind::Feature,
+    }
+}
+
+/// Size of a window, for its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Size {
+    /// Hours of UTC.
+    Hour,
+    /// Days of the org's zone.
+    Day,
+    /// Months of the org's zone.
+    Month,
+    /// All time.
+    All,
+}
+
+impl From<meterr_operators::control::WindowSize> for Size {
+    fn from(size: meterr_operators::control::WindowSize) -> Size {
+        use meterr_operators::control::WindowSize;
+        match size {
+            WindowSize::Hour => Size::Hour,
+            WindowSize::Day => Size::Day,
+            WindowSize::Month => Size::Month,
+            WindowSize::All => Size::All,
+        }
+    }
+}
+
+fn size_of_view(rollup: &Rollup, view: u32) -> Size {
+    match ALL_VIEWS.get(view as usize) {
+        Some(View::OrgHour) => Size::Hour,
+        Some(View::OrgAll) => Size::All,
+        Some(View::OrgDay | View::UserDay | View::ModelDay | View::FeatureDay) => Size::Day,
+        Some(_) => Size::Month,
+        None => {
+            let declared = rollup.declared.get(view as usize - ALL_VIEWS.len());
+            declared.and_then(Option::as_ref).map_or(Size::All, |view| view.window.into())
+        }
+    }
+}
+
+fn view_name(rollup: &Rollup, view: u32) -> &str {
+    match ALL_VIEWS.get(view as usize) {
+        Some(view) => view.name(),
+        None => {
+            let declared = rollup.declared.get(view as usize - ALL_VIEWS.len());
+            declared.and_then(Option::as_ref).map_or("", |view| &view.name)
+        }
+    }
+}
+
+/// Starts of windows as text, remembered: a loaded shard writes the same few over and over.
+#[derive(Debug, Default)]
+pub struct Starts(std::collections::HashMap<(Size, u32, u32), Box<str>>);
+
+impl Starts {
+    /// Start of a window; `None` for all time.
+    pub fn of(&mut self, size: Size, zone_at: u32, zone: &Zone, window: u32) -> Option<&str> {
+        // Two years of hours and days in a few zones.
+        if self.0.len() > 50_000 {
+            self.0.clear();
+        }
+        let zone_at = if size == Size::Hour { 0 } else { zone_at };
+        if size == Size::All {
+            return None;
+        }
+        let start = self.0.entry((size, zone_at, window)).or_insert_with(|| {
+            match size {
+                Size::Hour => hour_instant(window).to_string(),
+                Size::Day => zone.day_start(window),
+                Size::Month | Size::All => zone.month_start(window),
+            }
+            .into()
+        });
+        Some(start)
+    }
+}
+
+/// The key of a member: null for the org itself, a name, or a JSON array for declared views.
+pub fn key_of(
+    shared: &meterr_operators::dataflow::Shared,
+    view: u32,
+    member: u32,
+) -> Option<std::borrow::Cow<'_, str>> {
+    let names = shared.names.names();
+    let known = ALL_VIEWS.get(view as usize).copied();
+    Some(match known.map(kind) {
+        Some(Kind::Org) => return None,
+        Some(Kind::User) => (*names.users[member as usize].name).into(),
+        Some(Kind::Model) => shared.names.symbol(names.org_models[member as usize].name).into(),
+        Some(Kind::Feature) => shared.names.symbol(names.org_features[member as usize].name).into(),
+        None => {
+            let declared = shared.rollup.declared.get(view as usize - ALL_VIEWS.len());
+            let values = declared.and_then(Option::as_ref).map(|view| &view.members[member as usize].1);
+            serde_json::to_string(&values).unwrap_or_default().into()
+        }
+    })
+}
+
+fn write_key(out: &mut Vec<u8>, shared: &meterr_operators::dataflow::Shared, view: u32, member: u32) {
+    match key_of(shared, view, member) {
+        None => out.extend_from_slice(b"null"),
+        Some(key) => write_text(out, &key),
+    }
+}
+
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    // Names have no control characters; quotes and backslashes are all that may need an escape.
+    if text.bytes().any(|b| b == b'"' || b == b'\\' || b < 0x20) {
+        let json = serde_json::to_vec(text).expect("a text is always JSON");
+        out.extend_from_slice(&json);
+    } else {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    }
+}
+
+fn write_figures(out: &mut Vec<u8>, spend: &Spend) {
+    let mut number = itoa::Buffer::new();
+    out.push(b',');
+    out.extend_from_slice(number.format(spend.events).as_bytes());
+    if spend.cost_unknown() {
+        out.extend_from_slice(b",null,");
+    } else {
+        write!(out, ",\"{}\",", spend.cost).expect("writing to memory cannot fail");
+    }
+    out.extend_from_slice(number.format(spend.unpriced()).as_bytes());
+    out.extend_from_slice(b",[");
+    let meters = spend.meters();
+    let used = meters.iter().rposition(|n| *n != 0).map_or(0, |at| at + 1);
+    for (at, count) in meters[..used].iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(number.format(*count).as_bytes());
+    }
+    out.push(b']');
+    let other = spend.rest.as_ref().map_or([Atto::ZERO; 3], |rest| rest.other_costs);
+    if other != [Atto::ZERO; 3] {
+        let [compute, storage, bandwidth] = other;
+        write!(out, ",[\"{compute}\",\"{storage}\",\"{bandwidth}\"]")
+            .expect("writing to memory cannot fail");
+    }
+    debug_assert_eq!(ALL_METERS.len(), meters.len());
+}
+
+/// Body of a live change, or of a snapshot.
+pub fn stream_body(shard: ShardId, epoch: u64, as_of: &Positions, changes: &OrgChanges) -> Bytes {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        shard: ShardId,
+        epoch: u64,
+        as_of: &'a Positions,
+        #[serde(flatten)]
+        changes: &'a OrgChanges,
+    }
+    let body = Body { shard, epoch, as_of, changes };
+    serde_json::to_vec(&body).expect("texts and numbers are always JSON").into()
+}
+
+/// All rows of an org, as a snapshot shows them.
+pub fn org_rows(shard: &Shard, org: u32, set: ViewSet, starts: &mut Starts) -> OrgChanges {
+    let shared = shard.flow().shared().borrow();
+    let mut rows = OrgChanges { org: shared.names.org_name(org).to_owned(), views: BTreeMap::new() };
+    let members = shared.names.members(org);
+    let zone_at = shared.zone_of(org);
+    let zone = &shared.zones[zone_at as usize];
+    let itself = [org];
+    for view in ALL_VIEWS.into_iter().filter(|view| set.has(*view)) {
+        let of: &[u32] = match kind(view) {
+            Kind::Org => &itself,
+            Kind::User => &members.users,
+            Kind::Model => &members.models,
+            Kind::Feature => &members.features,
+        };
+        let size = size_of_view(&shared.rollup, view as u32);
+        let mut list = Vec::new();
+        for member in of {
+            for (window, spend) in shared.rollup.table(view).of_member(*member) {
+                let key = key_of(&shared, view as u32, *member).map(|key| key.into_owned());
+                let window_start = starts.of(size, zone_at, zone, window).map(str::to_owned);
+                list.push(Row { window_start, key, figures: figures(spend) });
+            }
+        }
+        list.sort_unstable_by(|a, b| (&a.window_start, &a.key).cmp(&(&b.window_start, &b.key)));
+        rows.views.insert(view.name().to_owned(), list);
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_reads_as_it_was_written() {
+        let spend = Spend {
+            events: 3,
+            input: 10,
+            cache_read: 2,
+            output: 5,
+            cost: Atto::new(412_500_000_000_000),
+            rest: None,
+        };
+        let mut out = b"[\"2026-01-02T00:00:00Z\",\"u\\\"1\"".to_vec();
+        write_figures(&mut out, &spend);
+        out.push(b']');
+        assert_eq!(
+            String::from_utf8(out.clone()).unwrap(),
+            r#"["2026-01-02T00:00:00Z","u\"1",3,"0.0004125",0,[10,2,0,0,5]]"#
+        );
+        let row: Row = serde_json::from_slice(&out).unwrap();
+        assert_eq!(row.key.as_deref(), Some("u\"1"));
+        assert_eq!(row.figures, figures(&spend));
+    }
+
+    #[test]
+    fn a_row_with_other_costs_reads_as_it_was_written() {
+        let rest = meterr_operators::usage::SpendRest {
+            meters: [0, 0, 0, 0, 0, 2, 0],
+            other_costs: [Atto::usd(1), Atto::ZERO, Atto::usd(2)],
+            unpriced: 0,
+        };
+        let spend = Spend { events: 1, cost: Atto::usd(5), rest: Some(Box::new(rest)), ..Spend::default() };
+        let mut out = b"[null,null".to_vec();
+        write_figures(&mut out, &spend);
+        out.push(b']');
+        let row: Row = serde_json::from_slice(&out).unwrap();
+        assert_eq!(row.figures, figures(&spend));
+        assert_eq!((row.figures.images, row.figures.costs.ai), (2, Atto::usd(2)));
+    }
+}
