@@ -3,4 +3,6 @@
 
 pub mod api;
 pub mod checkpoint;
+pub mod embedded;
 pub mod log;
+pub mod memory;
