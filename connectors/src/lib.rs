@@ -6,3 +6,5 @@ pub mod checkpoint;
 pub mod codec;
 pub mod log;
 pub mod price_import;
+pub mod embedded;
+pub mod memory;

@@ -4,6 +4,9 @@
 //! A log is a dense sequence of records at positions 1, 2, 3, … Nothing is ever changed in place.
 //! Log time is the running maximum of the records' times.
 
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use meterr_operators::time::Time;
@@ -169,3 +172,17 @@ pub trait Log: Send + Sync + 'static {
     /// Resolves once the head is beyond `position`, or the log is poisoned or closed.
     fn wait_beyond(&self, position: u64) -> BoxFuture<'static, ()>;
 }
+
+/// Where a log takes its time from. Injected, so that tests and simulation own the clock.
+pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
+
+/// The machine's clock.
+pub fn system_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Time(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+    })
+}
+
+/// Largest message a log takes by default: subject, headers and payload together.
+pub const MESSAGE_BYTES_MAX: usize = 17 * 1024 * 1024;
