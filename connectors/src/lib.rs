@@ -3,4 +3,9 @@
 
 pub mod api;
 pub mod checkpoint;
+pub mod checkpoint_file;
+pub mod checkpoint_memory;
+pub mod checkpoint_record;
+pub mod frame;
 pub mod log;
+pub mod sled;
