@@ -8,3 +8,8 @@ pub mod log;
 pub mod price_import;
 pub mod embedded;
 pub mod memory;
+pub mod checkpoint_file;
+pub mod checkpoint_memory;
+pub mod checkpoint_record;
+pub mod frame;
+pub mod sled;
