@@ -4,6 +4,7 @@
 pub mod api;
 pub mod checkpoint;
 pub mod codec;
+pub mod http;
 pub mod log;
 pub mod price_import;
 pub mod embedded;
