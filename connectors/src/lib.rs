@@ -3,4 +3,5 @@
 
 pub mod api;
 pub mod checkpoint;
+pub mod codec;
 pub mod log;
