@@ -27,7 +27,7 @@ pub enum TelemetryError {
 /// # Errors
 /// When called twice, or with settings that were not checked.
 pub fn init(telemetry: &Telemetry) -> Result<(), TelemetryError> {
-    let colours = colours(std::io::stderr().is_terminal(), |name| std::env::var_os(name));
+    let colours = colours(std::io::stderr().is_terminal(), std::env::var_os);
     let subscriber = subscriber(telemetry, colours, std::io::stderr)?;
     tracing::subscriber::set_global_default(subscriber).map_err(|_| TelemetryError::Twice)
 }
