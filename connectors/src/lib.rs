@@ -4,3 +4,4 @@
 pub mod api;
 pub mod checkpoint;
 pub mod log;
+pub mod price_import;

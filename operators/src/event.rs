@@ -460,7 +460,7 @@ pub fn excerpt(text: &str) -> String {
     }
 }
 
-fn name_valid(field: &str, text: &str) -> Result<(), Rejection> {
+pub(crate) fn name_valid(field: &str, text: &str) -> Result<(), Rejection> {
     if text.is_empty() {
         return Err(missing(field));
     }
