@@ -1,3 +1,10 @@
 //! engine
 
 pub mod workload;
+//! Actors, workers, recovery and the command line of meterr.
+pub mod config;
+pub mod metrics;
+pub mod quantity;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;
