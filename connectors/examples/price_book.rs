@@ -71,6 +71,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
          OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER\n\
          DEALINGS IN THE SOFTWARE."
     );
-    print!("{}", write_toml(&entries, &header));
+    print!("{}", write_toml(&entries, &header)?);
     Ok(())
 }

@@ -98,7 +98,7 @@ fn it_is_what_the_importer_makes() {
 #[test]
 fn what_is_written_is_read_back_and_mistakes_are_named() {
     let entries = shipped();
-    let text = write_toml(&entries, "first\nsecond");
+    let text = write_toml(&entries, "first\nsecond").unwrap();
     assert!(text.starts_with("# first\n# second\n\n[[prices]]\n"));
     assert_eq!(read_toml(&text).unwrap(), entries);
     for (wrong, part) in [
