@@ -5,6 +5,7 @@
 //! writes the book to standard output and what was not carried over to standard error.
 
 use meterr_connectors::price_import::{litellm, write_toml};
+use meterr_operators::price_book::PriceEntry;
 
 /// Providers of the book that ships.
 const PROVIDERS: [&str; 14] = [
@@ -41,8 +42,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     eprintln!("{} entries in all", import.entries.len());
     let mut entries = import.entries;
-    entries
-        .retain(|entry| PROVIDERS.contains(&entry.provider.as_str()) && !entry.model.contains('/'));
+    // A slash in a name is a region or an image size, but part of the name at Groq and Vertex AI.
+    let variant = |entry: &PriceEntry| {
+        entry.model.contains('/') && !matches!(entry.provider.as_str(), "groq" | "vertex_ai")
+    };
+    entries.retain(|entry| PROVIDERS.contains(&entry.provider.as_str()) && !variant(entry));
     eprintln!("{} entries in the book", entries.len());
     let header = format!(
         "Price book of {date}: prices in USD per million tokens (image and search: per piece).\n\
@@ -67,6 +71,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
          OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER\n\
          DEALINGS IN THE SOFTWARE."
     );
-    print!("{}", write_toml(&entries, &header));
+    print!("{}", write_toml(&entries, &header)?);
     Ok(())
 }

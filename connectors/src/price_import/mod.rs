@@ -74,7 +74,10 @@ pub enum PriceImportError {
 }
 
 /// Writes entries as a price book file. `header` goes on top, as comment lines.
-pub fn write_toml(entries: &[PriceEntry], header: &str) -> String {
+///
+/// # Errors
+/// When an entry holds something TOML cannot; no checked entry does.
+pub fn write_toml(entries: &[PriceEntry], header: &str) -> Result<String, PriceImportError> {
     let mut text = String::new();
     for line in header.lines() {
         text.push_str(format!("# {line}").trim_end());
@@ -82,8 +85,9 @@ pub fn write_toml(entries: &[PriceEntry], header: &str) -> String {
     }
     let list = PriceList { prices: entries.to_vec() };
     text.push('\n');
-    text.push_str(&toml::to_string(&list).expect("entries hold strings and numbers in u63"));
-    text
+    let prices = toml::to_string(&list);
+    text.push_str(&prices.map_err(|error| PriceImportError::Toml(error.to_string()))?);
+    Ok(text)
 }
 
 /// Reads a price book file. The entries are still to be checked by the book.

@@ -1,8 +1,9 @@
 //! LiteLLM's price map: a JSON object, key = model, prices in USD per single unit as JSON numbers.
 //!
-//! Numbers are read as decimal text and never become floats. Names: see [`mod@names`]. Prices: see
-//! [`mod@rates`]. A field counts as carried over when a rate was taken from it or when it says the
-//! same as one that was; every other field that speaks of money is reported.
+//! Numbers are read as decimal text and never become floats. The files beside this one have the
+//! rules: `names.rs` what a model is called in events, `rates.rs` what its fields amount to. A field
+//! counts as carried over when a rate was taken from it or when it says the same as one that was;
+//! every other field that speaks of money is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
