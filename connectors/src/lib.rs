@@ -3,14 +3,14 @@
 
 pub mod api;
 pub mod checkpoint;
-pub mod codec;
-pub mod http;
-pub mod log;
-pub mod price_import;
-pub mod embedded;
-pub mod memory;
 pub mod checkpoint_file;
 pub mod checkpoint_memory;
 pub mod checkpoint_record;
+pub mod codec;
+pub mod embedded;
 pub mod frame;
+pub mod http;
+pub mod log;
+pub mod memory;
+pub mod price_import;
 pub mod sled;

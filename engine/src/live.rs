@@ -330,8 +330,8 @@ impl LiveShard {
         let commits = commits_behind(&*logs.out, plan.commit_from)?;
         replay(worker, &mut shard, &spec, &plan, &commits, &mut heard)?;
         shard.flow().shared().borrow_mut().rollup.clear_changes();
-        let (commit_position, commit) = last_commit
-            .map_or((0, None), |(position, commit)| (position, Some(commit)));
+        let (commit_position, commit) =
+            last_commit.map_or((0, None), |(position, commit)| (position, Some(commit)));
         let sealing = Commit {
             epoch: plan.epoch,
             usage_position: commit.as_ref().map_or(0, |c| c.usage_position),
@@ -345,11 +345,8 @@ impl LiveShard {
         };
         let subject = format!("out.{id}.commit");
         let payload = serde_json::to_vec(&sealing).expect("texts and numbers are always JSON");
-        let sealed = block_on(logs.out.commit(
-            Vec::new(),
-            Message::new(subject, payload),
-            commit_position,
-        ))?;
+        let sealed =
+            block_on(logs.out.commit(Vec::new(), Message::new(subject, payload), commit_position))?;
         let progress = Progress {
             epoch: plan.epoch,
             usage: sealing.usage_position,
@@ -456,7 +453,8 @@ impl LiveShard {
     pub fn pump(
         &mut self,
         worker: &mut Worker,
-    ) -> Result<Option<futures::future::BoxFuture<'static, Result<u64, LogError>>>, StopReason> {
+    ) -> Result<Option<futures::future::BoxFuture<'static, Result<u64, LogError>>>, StopReason>
+    {
         if self.pending.is_some() || (self.usage.is_empty() && self.control.is_empty()) {
             return Ok(None);
         }
@@ -501,19 +499,23 @@ impl LiveShard {
         as_of.raise(id, progress.usage);
         let changes = self.followed_changes(&parts, progress.epoch, &as_of);
         let payload = serde_json::to_vec(&commit).expect("texts and numbers are always JSON");
-        let messages = parts
-            .into_iter()
-            .map(|part| Message::new(format!("out.{id}.part"), part))
-            .collect();
+        let messages =
+            parts.into_iter().map(|part| Message::new(format!("out.{id}.part"), part)).collect();
         let record = Message::new(format!("out.{id}.commit"), payload);
         let append = self.spec.logs.out.commit(messages, record, self.progress.commit);
         let appended = Instant::now();
-        self.pending = Some(Pending { progress, counts, rejected, oldest, started, appended, changes });
+        self.pending =
+            Some(Pending { progress, counts, rejected, oldest, started, appended, changes });
         Ok(Some(Box::pin(async move { append.await.map(|appended| appended.last) })))
     }
 
     /// Bodies for orgs somebody follows.
-    fn followed_changes(&self, parts: &[Bytes], epoch: u64, as_of: &Positions) -> Vec<(String, Bytes)> {
+    fn followed_changes(
+        &self,
+        parts: &[Bytes],
+        epoch: u64,
+        as_of: &Positions,
+    ) -> Vec<(String, Bytes)> {
         if self.followers.is_empty() {
             return Vec::new();
         }
@@ -590,7 +592,8 @@ impl LiveShard {
         if !due {
             return Ok(None);
         }
-        let grown = state.delta_bytes as f64 > state.base_bytes as f64 * self.spec.checkpointing.base_ratio;
+        let grown =
+            state.delta_bytes as f64 > state.base_bytes as f64 * self.spec.checkpointing.base_ratio;
         let base = state.base_due || grown;
         let taken = if base { self.shard.take_base() } else { self.shard.take_delta() };
         let chunks = snapshot::encode(taken).map_err(|e| StopReason::Checkpoint(e.to_string()))?;
@@ -686,12 +689,14 @@ fn replay(
     const TOGETHER: usize = 50_000;
     let mut next = plan.usage_from;
     let mut waiting: VecDeque<Record> = VecDeque::new();
-    let mut control = control_changes(&*spec.logs.control, plan.control_from, None)?.into_iter().peekable();
+    let mut control =
+        control_changes(&*spec.logs.control, plan.control_from, None)?.into_iter().peekable();
     let last = commits.last().map_or(0, |(_, commit)| commit.usage_position);
     let first = plan.usage_from.saturating_sub(1);
     for (_, commit) in commits.iter().filter(|(_, commit)| !commit.seal) {
         let mut changed = false;
-        while let Some((position, change)) = control.next_if(|(p, _)| *p <= commit.control_position) {
+        while let Some((position, change)) = control.next_if(|(p, _)| *p <= commit.control_position)
+        {
             if !changed {
                 shard.close_epoch(worker, commit.epoch.saturating_sub(1));
                 changed = true;

@@ -49,7 +49,9 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Alarm {
     /// The logs are not those the checkpoint was made from.
-    #[error("the checkpoint belongs to {what} log {expected:?}, but this one is {found:?}; another data directory was put underneath")]
+    #[error(
+        "the checkpoint belongs to {what} log {expected:?}, but this one is {found:?}; another data directory was put underneath"
+    )]
     OtherLog {
         /// `usage` or `control`.
         what: &'static str,
@@ -59,7 +61,9 @@ pub enum Alarm {
         found: String,
     },
     /// A log ends before what was already published from it.
-    #[error("the {what} log ends at {head}, but {published} was already published: an older state of the log was restored underneath")]
+    #[error(
+        "the {what} log ends at {head}, but {published} was already published: an older state of the log was restored underneath"
+    )]
     RolledBack {
         /// `usage` or `control`.
         what: &'static str,
@@ -69,13 +73,17 @@ pub enum Alarm {
         published: u64,
     },
     /// The log has another message where the checkpoint ended.
-    #[error("the message at usage position {position} is not the one the checkpoint ended with: the log was changed underneath")]
+    #[error(
+        "the message at usage position {position} is not the one the checkpoint ended with: the log was changed underneath"
+    )]
     OtherMessage {
         /// Position.
         position: u64,
     },
     /// The output log does not reach the checkpoint.
-    #[error("the checkpoint is at epoch {checkpoint}, but the output log's last commit is {commit}: an older output log was restored underneath")]
+    #[error(
+        "the checkpoint is at epoch {checkpoint}, but the output log's last commit is {commit}: an older output log was restored underneath"
+    )]
     NoCommit {
         /// Epoch of the checkpoint.
         checkpoint: u64,

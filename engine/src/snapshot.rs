@@ -24,7 +24,11 @@ const MEMORY_MAX: usize = 32 * CHUNK_LEN_MAX;
 #[derive(Debug, bincode::Encode, bincode::Decode)]
 enum Piece {
     /// Everything that is small: positions, buckets, epochs with dead letters.
-    Head { ids: DedupeState, log_time: i64, usage_position: u64 },
+    Head {
+        ids: DedupeState,
+        log_time: i64,
+        usage_position: u64,
+    },
     Names(Names),
     Usage(Vec<UsageUpdate>),
     Entries(Vec<(Entry, u32)>),

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use differential_dataflow::difference::Multiply;
 use meterr_connectors::api::{
     GroupBy, OrgEffect, SpendQuery, SpendRow, TopBy, TopQuery, TopRow, UnpricedRow, Window,
 };
@@ -17,7 +18,6 @@ use meterr_operators::shard::Shard;
 use meterr_operators::time::{Slot, Time};
 use meterr_operators::usage::Spend;
 use meterr_operators::window::{Zone, hour_instant};
-use differential_dataflow::difference::Multiply;
 
 use crate::wire::{Size, Starts, figures};
 
@@ -36,7 +36,8 @@ pub fn spend(shard: &mut Shard, query: &SpendQuery) -> Vec<SpendRow> {
             user => user,
         },
     };
-    let groups = match from_views(&shard.flow().shared().borrow(), org, user, query) {
+    let groups = from_views(&shard.flow().shared().borrow(), org, user, query);
+    let groups = match groups {
         Some(groups) => groups,
         None => from_usage(shard, org, user, query),
     };
@@ -279,7 +280,8 @@ pub fn unpriced(shard: &mut Shard, org: &str) -> Vec<UnpricedRow> {
         }
     });
     let shared = shard.flow().shared().borrow();
-    let mut rows: BTreeMap<(String, String, &str, u64, Vec<String>), (u32, u32, i64)> = BTreeMap::new();
+    let mut rows: BTreeMap<(String, String, &str, u64, Vec<String>), (u32, u32, i64)> =
+        BTreeMap::new();
     for (rate, (first, last, events)) in found {
         let rate = &shared.names.names().rates[rate as usize];
         let key = shared.names.rate_key(rate);
@@ -310,15 +312,17 @@ pub fn unpriced(shard: &mut Shard, org: &str) -> Vec<UnpricedRow> {
         *row = (row.0.min(first), row.1.max(last), row.2 + events);
     }
     rows.into_iter()
-        .map(|((provider, model, tier, min_input_tokens, lacking), (first, last, events))| UnpricedRow {
-            provider,
-            model,
-            tier: tier.to_owned(),
-            min_input_tokens,
-            lacking,
-            first: Slot(first).start(),
-            last: Slot(last).start(),
-            events,
+        .map(|((provider, model, tier, min_input_tokens, lacking), (first, last, events))| {
+            UnpricedRow {
+                provider,
+                model,
+                tier: tier.to_owned(),
+                min_input_tokens,
+                lacking,
+                first: Slot(first).start(),
+                last: Slot(last).start(),
+                events,
+            }
         })
         .collect()
 }
@@ -329,9 +333,9 @@ pub fn unpriced(shard: &mut Shard, org: &str) -> Vec<UnpricedRow> {
 /// What is wrong with the entries.
 pub fn preview(shard: &mut Shard, entries: &[PriceEntry]) -> Result<Vec<OrgEffect>, String> {
     let mut book: PriceBook = shard.flow().shared().borrow().book.clone();
-    let touched = book.apply(entries, u64::MAX).map_err(|errors| {
-        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-    })?;
+    let touched = book
+        .apply(entries, u64::MAX)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     let mut effects: BTreeMap<u32, OrgEffect> = BTreeMap::new();
     let repricings = shard.flow().repricings(&book, &touched);
     let shared = shard.flow().shared().clone();

@@ -482,13 +482,19 @@ pub fn key_of(
         Some(Kind::Feature) => shared.names.symbol(names.org_features[member as usize].name).into(),
         None => {
             let declared = shared.rollup.declared.get(view as usize - ALL_VIEWS.len());
-            let values = declared.and_then(Option::as_ref).map(|view| &view.members[member as usize].1);
+            let values =
+                declared.and_then(Option::as_ref).map(|view| &view.members[member as usize].1);
             serde_json::to_string(&values).unwrap_or_default().into()
         }
     })
 }
 
-fn write_key(out: &mut Vec<u8>, shared: &meterr_operators::dataflow::Shared, view: u32, member: u32) {
+fn write_key(
+    out: &mut Vec<u8>,
+    shared: &meterr_operators::dataflow::Shared,
+    view: u32,
+    member: u32,
+) {
     match key_of(shared, view, member) {
         None => out.extend_from_slice(b"null"),
         Some(key) => write_text(out, &key),
@@ -553,7 +559,8 @@ pub fn stream_body(shard: ShardId, epoch: u64, as_of: &Positions, changes: &OrgC
 /// All rows of an org, as a snapshot shows them.
 pub fn org_rows(shard: &Shard, org: u32, set: ViewSet, starts: &mut Starts) -> OrgChanges {
     let shared = shard.flow().shared().borrow();
-    let mut rows = OrgChanges { org: shared.names.org_name(org).to_owned(), views: BTreeMap::new() };
+    let mut rows =
+        OrgChanges { org: shared.names.org_name(org).to_owned(), views: BTreeMap::new() };
     let members = shared.names.members(org);
     let zone_at = shared.zone_of(org);
     let zone = &shared.zones[zone_at as usize];
@@ -613,7 +620,8 @@ mod tests {
             other_costs: [Atto::usd(1), Atto::ZERO, Atto::usd(2)],
             unpriced: 0,
         };
-        let spend = Spend { events: 1, cost: Atto::usd(5), rest: Some(Box::new(rest)), ..Spend::default() };
+        let spend =
+            Spend { events: 1, cost: Atto::usd(5), rest: Some(Box::new(rest)), ..Spend::default() };
         let mut out = b"[null,null".to_vec();
         write_figures(&mut out, &spend);
         out.push(b']');

@@ -309,6 +309,7 @@ fn state(live: &mut LiveShard) -> State {
     let ids = shard.dedupe().len();
     let id_bytes = shard.dedupe().bytes() as u64;
     let shared = shard.flow().shared().borrow();
-    let rows = meterr_operators::rollup::ALL_VIEWS.iter().map(|v| shared.rollup.table(*v).len() as u64);
+    let rows =
+        meterr_operators::rollup::ALL_VIEWS.iter().map(|v| shared.rollup.table(*v).len() as u64);
     State { rows: rows.sum(), bytes: shared.rollup.bytes() as u64 + id_bytes, ids }
 }

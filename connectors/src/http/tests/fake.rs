@@ -99,10 +99,7 @@ impl Fake {
 
     fn as_of(&self) -> AsOf {
         let reached = *self.reached.borrow();
-        AsOf {
-            as_of: format!("3:{reached}").parse().unwrap(),
-            epochs: vec![(ShardId(3), reached)],
-        }
+        AsOf { as_of: format!("3:{reached}").parse().unwrap(), epochs: vec![(ShardId(3), reached)] }
     }
 }
 
