@@ -143,6 +143,23 @@ fn searches_and_images_are_by_piece_and_stand_in_every_row() {
 }
 
 #[test]
+fn a_search_price_that_is_for_a_whole_prompt_is_named() {
+    let search = |fields: &str| {
+        import(&format!(
+            r#"{{"m":{{"litellm_provider":"gemini","search_context_cost_per_query":
+               {{"search_context_size_low":1,"search_context_size_medium":1,
+               "search_context_size_high":1}}{fields}}}}}"#
+        ))
+    };
+    let per_prompt = search("").unmapped;
+    assert_eq!(
+        per_prompt.keys().collect::<Vec<_>>(),
+        ["search_context_cost_per_query (billed once a prompt)"]
+    );
+    assert!(search(r#","web_search_billing_unit":"per_query""#).unmapped.is_empty());
+}
+
+#[test]
 fn what_is_not_carried_over_is_counted_and_named() {
     let import = import(
         r#"{"a":{"litellm_provider":"p","input_cost_per_token":1e-06,"input_cost_per_second":1,

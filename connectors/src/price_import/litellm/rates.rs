@@ -23,6 +23,7 @@ const AUDIO_INPUT: &str = "input_cost_per_audio_token";
 const AUDIO_OUTPUT: &str = "output_cost_per_audio_token";
 const IMAGE_TOKEN_OUTPUT: &str = "output_cost_per_image_token";
 const SEARCH: &str = "search_context_cost_per_query";
+const BILLING_UNIT: &str = "web_search_billing_unit";
 const TABLE: &str = "tiered_pricing";
 const BATCH: &str = "_batches";
 
@@ -305,6 +306,14 @@ fn search(provider: &str, fields: &Fields<'_>) -> Option<Price> {
         }
         if chosen.is_some() {
             fields.carried(SEARCH);
+            let unit = fields.value(BILLING_UNIT).and_then(Value::as_str);
+            let maker = fields.value("litellm_provider").and_then(Value::as_str).unwrap_or("");
+            if unit == Some("per_query") {
+                fields.carried(BILLING_UNIT);
+            } else if matches!(provider, "google" | "vertex_ai") && !maker.contains("anthropic") {
+                // Google's default: the price is for a prompt, however many searches it makes.
+                fields.unmapped(format!("{SEARCH} (billed once a prompt)"));
+            }
         }
         return chosen;
     }
