@@ -92,6 +92,20 @@ fn a_tier_that_costs_as_the_standard_one_has_no_entries() {
 }
 
 #[test]
+fn a_fireworks_model_without_a_cached_price_has_half_the_input_price() {
+    for (provider, expected) in [
+        ("fireworks_ai", "standard 0 input=1 cached_input=0.5"),
+        ("fireworks_ai-embedding-models", "standard 0 input=1"),
+    ] {
+        let import = import(&format!(
+            r#"{{"m":{{"litellm_provider":"{provider}","input_cost_per_token":1e-06}}}}"#
+        ));
+        assert_eq!(import.entries[0].provider, "fireworks_ai");
+        assert_eq!(short(&import.entries[0]), expected);
+    }
+}
+
+#[test]
 fn one_batch_price_of_two_halves_the_other() {
     assert_eq!(
         entries(

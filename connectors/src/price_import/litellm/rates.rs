@@ -77,11 +77,11 @@ pub(super) fn resolve(provider: &str, fields: &Fields<'_>) -> Result<Vec<Row>, S
     let pieces = [image(fields), search(provider, fields)];
     let table = table(fields)?;
     let tabled = table.is_some();
-    let standard = table.unwrap_or_else(|| ladder(provider, fields, ""));
+    let standard = table.unwrap_or_else(|| ladder(fields, ""));
     let mut tiers = Vec::new();
     if !tabled {
-        tiers.push((Tier::Flex, ladder(provider, fields, "_flex")));
-        tiers.push((Tier::Priority, ladder(provider, fields, "_priority")));
+        tiers.push((Tier::Flex, ladder(fields, "_flex")));
+        tiers.push((Tier::Priority, ladder(fields, "_priority")));
     }
     tiers.extend(batch(fields).map(|ladder| (Tier::Batch, ladder)));
     // A tier that costs as the standard one needs no entries: the book falls back to that.
@@ -128,7 +128,7 @@ fn half(price: Price) -> Price {
 
 /// Flat fields with `_above_<n>k_tokens` steps and a tier suffix: `_get_token_base_cost`,
 /// `_resolve_reasoning_token_cost` and `_modality_token_cost`.
-fn ladder(provider: &str, fields: &Fields<'_>, suffix: &str) -> Ladder {
+fn ladder(fields: &Fields<'_>, suffix: &str) -> Ladder {
     // `get_cost_per_unit`: a tier without a field of its own has the standard one.
     let unit =
         |field: &str| fields.price(&format!("{field}{suffix}")).or_else(|| fields.price(field));
@@ -139,8 +139,10 @@ fn ladder(provider: &str, fields: &Fields<'_>, suffix: &str) -> Ladder {
         output = fields.price(IMAGE_TOKEN_OUTPUT).or(output);
     }
     let mut cache_read = unit(CACHE_READ);
-    if provider == "fireworks_ai" && cache_read.is_none() {
-        // `with_default_cache_read_rate`: half the standard input price.
+    let fireworks = fields.value("litellm_provider").is_some_and(|name| name == "fireworks_ai");
+    if fireworks && cache_read.is_none() {
+        // `with_default_cache_read_rate`: half the standard input price, except for embeddings, whose
+        // provider has another name there.
         cache_read = fields.price(INPUT).map(half);
     }
     let mut cache_write = unit(CACHE_WRITE);
