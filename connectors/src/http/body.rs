@@ -6,8 +6,8 @@
 //! every 64 KiB, and the thread is shared with other requests every 256 KiB.
 
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, web};

@@ -136,8 +136,7 @@ impl Cursors {
         limit: usize,
         now: Instant,
     ) -> Result<Page, Problem> {
-        let wrong =
-            || Problem::parameter("cursor", cursor, "the next_cursor of an earlier page");
+        let wrong = || Problem::parameter("cursor", cursor, "the next_cursor of an earlier page");
         let (id, from) = parsed(cursor).ok_or_else(wrong)?;
         let mut kept = self.kept.lock();
         while kept.pinned.front().is_some_and(|oldest| oldest.expires <= now) {
@@ -258,9 +257,8 @@ mod tests {
     #[test]
     fn the_oldest_answers_make_room() {
         let (cursors, now) = (Cursors::new(LIFETIME, 25), Instant::now());
-        let pin = |org| {
-            cursors.first(question(org), answer(10), 3, now).unwrap().next_cursor.unwrap()
-        };
+        let pin =
+            |org| cursors.first(question(org), answer(10), 3, now).unwrap().next_cursor.unwrap();
         let (a, b, c) = (pin("a"), pin("b"), pin("c"));
         let gone = cursors.next(&a, &question("a"), false, 3, now).unwrap_err();
         assert_eq!(gone.kind(), Kind::CursorExpired);

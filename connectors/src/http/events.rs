@@ -344,11 +344,8 @@ mod tests {
         let (a, b) = (ShardId(1), ShardId(2));
         let sent = vec![(a, vec![1]), (b, vec![2, 3]), (a, vec![4])];
         let outcome = |shard, result| ShardOutcome { shard, result };
-        let outcomes = vec![
-            outcome(b, Ok(9)),
-            outcome(a, Ok(5)),
-            outcome(a, Err("disk full".to_owned())),
-        ];
+        let outcomes =
+            vec![outcome(b, Ok(9)), outcome(a, Ok(5)), outcome(a, Err("disk full".to_owned()))];
         let mut answer = nothing();
         let failed = settled(sent, outcomes, &mut answer);
         assert_eq!((answer.accepted, answer.position.to_string().as_str()), (3, "1:5,2:9"));

@@ -51,8 +51,11 @@ pub(super) async fn guard(
 /// The answer to a path that is no route.
 pub(super) async fn not_found(request: HttpRequest) -> HttpResponse {
     let path = excerpt(request.uri().path());
-    Problem::new(Kind::NotFound, format!("there is no route {path:?}; GET /openapi.json lists them"))
-        .error_response()
+    Problem::new(
+        Kind::NotFound,
+        format!("there is no route {path:?}; GET /openapi.json lists them"),
+    )
+    .error_response()
 }
 
 fn admitted(request: &HttpRequest, loopback: bool) -> Result<(), Problem> {

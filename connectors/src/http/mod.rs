@@ -127,8 +127,7 @@ impl Default for HttpSettings {
 }
 
 /// Splits a body by its media type into lines, each with its number from 1.
-pub type Split =
-    for<'a> fn(Option<&str>, &'a [u8]) -> Result<Vec<(u32, Cow<'a, [u8]>)>, Rejection>;
+pub type Split = for<'a> fn(Option<&str>, &'a [u8]) -> Result<Vec<(u32, Cow<'a, [u8]>)>, Rejection>;
 /// Decodes and checks one line.
 pub type Decode = for<'a> fn(&'a [u8]) -> Result<Event<'a>, Rejection>;
 
@@ -232,9 +231,8 @@ impl State {
         }
         // Control records reach each shard by itself; the one furthest behind counts.
         if asked.control.is_some() {
-            let relevant = |shard: &&ShardStatus| {
-                asked.shards.is_empty() || asked.of(shard.shard).is_some()
-            };
+            let relevant =
+                |shard: &&ShardStatus| asked.shards.is_empty() || asked.of(shard.shard).is_some();
             current.control = status.iter().filter(relevant).map(|s| s.control_position).min();
         }
         Ok(current)
@@ -296,11 +294,7 @@ pub type Serving = (ServerHandle, SocketAddr, BoxFuture<'static, io::Result<()>>
 ///
 /// # Errors
 /// When the address is taken or not allowed, or lets others in without that being allowed by name.
-pub fn serve(
-    settings: HttpSettings,
-    api: Arc<dyn Api>,
-    decoders: Decoders,
-) -> io::Result<Serving> {
+pub fn serve(settings: HttpSettings, api: Arc<dyn Api>, decoders: Decoders) -> io::Result<Serving> {
     let address = settings.address;
     if !address.ip().is_loopback() && !settings.allow_non_loopback {
         return Err(io::Error::new(
@@ -335,7 +329,9 @@ pub fn serve(
         .disable_signals()
         .on_connect(move |connection, _| write_bounded(connection, write_timeout))
         .bind(address)
-        .map_err(|error| io::Error::new(error.kind(), format!("http address {address}: {error}")))?;
+        .map_err(|error| {
+            io::Error::new(error.kind(), format!("http address {address}: {error}"))
+        })?;
     let bound = server.addrs().first().copied().unwrap_or(address);
     tracing::info!(address = %bound, "http server listens");
     let server = server.run();

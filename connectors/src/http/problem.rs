@@ -87,7 +87,13 @@ pub const KINDS: [(Kind, &str, u16, &str, &str); 17] = [
         "a browser sent the request for a page of another origin; only pages of this server may \
          change anything.",
     ),
-    (Kind::NotFound, "not-found", 404, "no such thing", "nothing is known under that name or path."),
+    (
+        Kind::NotFound,
+        "not-found",
+        404,
+        "no such thing",
+        "nothing is known under that name or path.",
+    ),
     (
         Kind::Method,
         "method",

@@ -70,11 +70,7 @@ impl Query {
     }
 
     /// One of named choices.
-    pub fn choice<T: Copy>(
-        &self,
-        name: &str,
-        choices: &[(&str, T)],
-    ) -> Result<Option<T>, Problem> {
+    pub fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)]) -> Result<Option<T>, Problem> {
         let Some(text) = self.text(name) else { return Ok(None) };
         match choices.iter().find(|(known, _)| *known == text) {
             Some((_, value)) => Ok(Some(*value)),
@@ -186,11 +182,7 @@ impl Query {
 
 /// Segment `index` of the path, decoded. Taken from the path as sent: the router's own decoding
 /// replaces bytes that are not UTF-8, which would show one user's spend under another's name.
-pub(super) fn segment(
-    request: &HttpRequest,
-    index: usize,
-    name: &str,
-) -> Result<String, Problem> {
+pub(super) fn segment(request: &HttpRequest, index: usize, name: &str) -> Result<String, Problem> {
     let raw = request.uri().path().split('/').nth(index + 1).unwrap_or("");
     match decoded(raw, false) {
         Some(text) => Ok(text.into_owned()),

@@ -58,8 +58,7 @@ async fn spend(
     org: String,
     user: Option<String>,
 ) -> Result<HttpResponse, Problem> {
-    let known =
-        ["window", "from", "to", "by", "min_position", "timeout_ms", "limit", "cursor"];
+    let known = ["window", "from", "to", "by", "min_position", "timeout_ms", "limit", "cursor"];
     let query = Query::of(request, &known)?;
     let spend = SpendQuery {
         org,

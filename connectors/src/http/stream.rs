@@ -74,10 +74,7 @@ pub(super) async fn follow(
 
 /// The id to resume from, and whether one was sent that is none of ours. The header goes before the
 /// parameter: a browser reconnects with the URL of its first request and the newest id in the header.
-fn resume_from(
-    request: &HttpRequest,
-    query: &Query,
-) -> Result<(Option<StreamId>, bool), Problem> {
+fn resume_from(request: &HttpRequest, query: &Query) -> Result<(Option<StreamId>, bool), Problem> {
     if let Some(value) = request.headers().get("last-event-id") {
         // A browser can only repeat what it was sent, so an unknown id is answered, not refused.
         let id = value.to_str().ok().and_then(parsed);

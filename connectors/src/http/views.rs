@@ -72,7 +72,10 @@ fn checked(view: &ViewDeclaration) -> Result<(), String> {
         ));
     }
     if !(1..=DIMENSIONS_MAX).contains(&view.by.len()) {
-        return Err(format!("by has {} dimensions; 1 to {DIMENSIONS_MAX} are taken", view.by.len()));
+        return Err(format!(
+            "by has {} dimensions; 1 to {DIMENSIONS_MAX} are taken",
+            view.by.len()
+        ));
     }
     for (at, dimension) in view.by.iter().enumerate() {
         let known = ["user", "model", "provider", "feature"].contains(&dimension.as_str())
