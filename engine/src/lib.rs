@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod node;
 pub mod quantity;
 pub mod recovery;
+pub mod serve;
 pub mod service;
 pub mod settings;
 pub mod shutdown;

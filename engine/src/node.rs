@@ -6,14 +6,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use meterr_connectors::api::ShardStatus;
 use meterr_connectors::checkpoint::{CheckpointError, CheckpointStore};
 use meterr_connectors::embedded::{
-    Clock, DataDirLock, EmbeddedLog, EmbeddedOptions, FileSystem, LockError, RealFs, RecoveryReport,
+    DataDirLock, EmbeddedLog, EmbeddedOptions, FileSystem, LockError, RealFs, RecoveryReport,
 };
-use meterr_connectors::log::{Log, LogError, Message};
+use meterr_connectors::log::{Log, LogError, Message, system_clock};
 use meterr_connectors::sled::{SledOptions, SledStore};
 use meterr_operators::control::{
     ControlChange, HorizonChange, PricesChange, Seed, TimeZoneChange, ViewDeclared,
@@ -66,15 +66,9 @@ pub enum NodeError {
     Refused(String),
 }
 
-/// The clock of this machine.
-pub fn system_clock() -> Clock {
-    Arc::new(now)
-}
-
 /// Time of day now.
 pub fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    Time(since.map_or(0, |since| since.as_micros() as i64))
+    system_clock()()
 }
 
 /// The opened data directory.
