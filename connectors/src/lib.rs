@@ -3,4 +3,5 @@
 
 pub mod api;
 pub mod checkpoint;
+pub mod http;
 pub mod log;

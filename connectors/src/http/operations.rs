@@ -1,0 +1,71 @@
+//! What operators and their machines ask: alive, ready, shards, metrics, the description of this
+//! surface.
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde_json::json;
+
+use super::problem::{self, Kind, Problem};
+use super::query::{self, Query};
+use super::{State, openapi};
+
+/// The process answers. Says nothing about shards: a restart would not help a stopped one.
+pub(super) async fn healthz(request: HttpRequest) -> Result<HttpResponse, Problem> {
+    Query::of(&request, &[])?;
+    Ok(HttpResponse::Ok().json(json!({"status": "ok"})))
+}
+
+/// Every shard is live, so every org can be asked and published to.
+pub(super) async fn readyz(
+    state: web::Data<State>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    Query::of(&request, &[])?;
+    let shards = state.status().await?;
+    let expected = usize::from(state.shards());
+    let live = shards.iter().filter(|shard| shard.state == "live").count();
+    if live == expected && !state.stopping() {
+        return Ok(HttpResponse::Ok().json(json!({"status": "ready", "shards": shards})));
+    }
+    let detail = match state.stopping() {
+        true => "the server is stopping".to_owned(),
+        false => format!("{live} of {expected} shards are live"),
+    };
+    Err(Problem::new(Kind::Unavailable, detail).member("shards", json!(shards)))
+}
+
+pub(super) async fn shards(
+    state: web::Data<State>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    Query::of(&request, &[])?;
+    Ok(HttpResponse::Ok().json(json!({"shards": state.status().await?})))
+}
+
+pub(super) async fn metrics(
+    state: web::Data<State>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    Query::of(&request, &[])?;
+    Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(state.api.metrics()))
+}
+
+pub(super) async fn openapi(request: HttpRequest) -> Result<HttpResponse, Problem> {
+    Query::of(&request, &[])?;
+    Ok(HttpResponse::Ok().content_type("application/json").body(openapi::DOCUMENT))
+}
+
+/// What a problem's `type` means.
+pub(super) async fn problem_kind(request: HttpRequest) -> Result<HttpResponse, Problem> {
+    Query::of(&request, &[])?;
+    let kind = query::segment(&request, 1, "kind")?;
+    match problem::described(&kind) {
+        Some(description) => Ok(HttpResponse::Ok()
+            .insert_header((header::CACHE_CONTROL, "max-age=86400"))
+            .json(description)),
+        None => Err(Problem::new(
+            Kind::NotFound,
+            format!("there is no problem {:?}", meterr_operators::event::excerpt(&kind)),
+        )),
+    }
+}

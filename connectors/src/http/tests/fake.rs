@@ -1,0 +1,300 @@
+//! An engine that answers from what a test put into it and writes down what it was asked.
+
+use std::collections::{HashSet, VecDeque};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{self, BoxFuture};
+use futures::stream::BoxStream;
+use meterr_operators::event::Reason;
+use meterr_operators::ids::{Positions, ShardId};
+use meterr_operators::money::Atto;
+use meterr_operators::price_book::PriceEntry;
+use meterr_operators::time::Time;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::api::*;
+
+pub(crate) struct Fake {
+    pub asked: Mutex<Vec<String>>,
+    pub published: Mutex<Vec<ShardBatch>>,
+    /// Shards whose writes fail.
+    pub failing: Mutex<HashSet<ShardId>>,
+    /// Shards whose writes never end.
+    pub hanging: Mutex<HashSet<ShardId>>,
+    /// Whether writes wait for the gate.
+    pub slow_publish: Mutex<bool>,
+    pub rows: Mutex<Vec<SpendRow>>,
+    /// Usage and control position of every shard.
+    pub reached: watch::Sender<u64>,
+    /// Answers that include a position wait for it, and then for this.
+    pub gate: watch::Sender<bool>,
+    pub error: Mutex<Option<ApiError>>,
+    pub panics: Mutex<bool>,
+    pub state: Mutex<String>,
+    pub streams: Mutex<VecDeque<BoxStream<'static, StreamEvent>>>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Fake {
+            asked: Mutex::default(),
+            published: Mutex::default(),
+            failing: Mutex::default(),
+            hanging: Mutex::default(),
+            slow_publish: Mutex::default(),
+            rows: Mutex::new(rows(1)),
+            reached: watch::Sender::new(7),
+            gate: watch::Sender::new(true),
+            error: Mutex::default(),
+            panics: Mutex::default(),
+            state: Mutex::new("live".to_owned()),
+            streams: Mutex::default(),
+        }
+    }
+}
+
+pub(super) const SHARDS: u16 = 4;
+
+pub(super) fn rows(n: usize) -> Vec<SpendRow> {
+    (0..n)
+        .map(|n| SpendRow {
+            window_start: Some("2026-01-02T00:00:00+01:00".to_owned()),
+            key: Some(format!("u-{n}")),
+            figures: Figures { events: 1, cost: Some(Atto::usd(3)), ..Figures::default() },
+        })
+        .collect()
+}
+
+fn changed() -> Positions {
+    "c:19".parse().unwrap()
+}
+
+impl Fake {
+    /// What was asked last.
+    pub fn last(&self) -> String {
+        self.asked.lock().last().cloned().unwrap_or_default()
+    }
+
+    fn answer<T: Send + 'static>(
+        &self,
+        asked: String,
+        position: Option<Positions>,
+        answer: T,
+    ) -> BoxFuture<'static, ApiResult<T>> {
+        self.asked.lock().push(asked);
+        assert!(!*self.panics.lock(), "the test asked for a panic");
+        if let Some(error) = self.error.lock().clone() {
+            return future::ready(Err(error)).boxed();
+        }
+        let (mut reached, mut gate) = (self.reached.subscribe(), self.gate.subscribe());
+        async move {
+            if let Some(position) = position {
+                let most = position.shards.iter().map(|(_, p)| *p).chain(position.control).max();
+                let _ = reached.wait_for(|reached| *reached >= most.unwrap_or(0)).await;
+                let _ = gate.wait_for(|open| *open).await;
+            }
+            Ok(answer)
+        }
+        .boxed()
+    }
+
+    fn as_of(&self) -> AsOf {
+        let reached = *self.reached.borrow();
+        AsOf { as_of: format!("3:{reached}").parse().unwrap(), epochs: vec![(ShardId(3), reached)] }
+    }
+}
+
+impl Api for Fake {
+    fn shards(&self) -> u16 {
+        SHARDS
+    }
+
+    fn publish(&self, batches: Vec<ShardBatch>) -> BoxFuture<'static, Vec<ShardOutcome>> {
+        let (failing, hanging) = (self.failing.lock(), self.hanging.lock());
+        let hangs = batches.iter().any(|batch| hanging.contains(&batch.shard));
+        let outcome = |batch: &ShardBatch| ShardOutcome {
+            shard: batch.shard,
+            result: match failing.contains(&batch.shard) {
+                true => Err("disk full".to_owned()),
+                false => Ok(100 + u64::from(batch.shard.0)),
+            },
+        };
+        let outcomes = batches.iter().map(outcome).collect();
+        self.published.lock().extend(batches);
+        let mut gate = self.slow_publish.lock().then(|| self.gate.subscribe());
+        async move {
+            if hangs {
+                future::pending::<()>().await;
+            }
+            if let Some(gate) = &mut gate {
+                let _ = gate.wait_for(|open| *open).await;
+            }
+            outcomes
+        }
+        .boxed()
+    }
+
+    fn spend(&self, query: SpendQuery) -> BoxFuture<'static, ApiResult<SpendAnswer>> {
+        let answer = SpendAnswer { rows: self.rows.lock().clone(), as_of: self.as_of() };
+        self.answer(format!("{query:?}"), query.min_position, answer)
+    }
+
+    fn top(&self, query: TopQuery) -> BoxFuture<'static, ApiResult<(Vec<TopRow>, AsOf)>> {
+        let row = TopRow {
+            org: Some("acme".to_owned()),
+            key: "acme".to_owned(),
+            figures: Figures::default(),
+        };
+        self.answer(format!("{query:?}"), query.min_position, (vec![row], self.as_of()))
+    }
+
+    fn unpriced(
+        &self,
+        org: String,
+        min_position: Option<Positions>,
+    ) -> BoxFuture<'static, ApiResult<(Vec<UnpricedRow>, AsOf)>> {
+        let row = UnpricedRow {
+            provider: "openai".to_owned(),
+            model: "gpt-x".to_owned(),
+            tier: "standard".to_owned(),
+            min_input_tokens: 0,
+            lacking: vec!["input".to_owned()],
+            first: Time(0),
+            last: Time(0),
+            events: 1,
+        };
+        self.answer(format!("unpriced {org}"), min_position, (vec![row], self.as_of()))
+    }
+
+    fn dead_letters(
+        &self,
+        query: DeadLetterQuery,
+    ) -> BoxFuture<'static, ApiResult<Vec<DeadLetter>>> {
+        let letter = |n| DeadLetter {
+            id: format!("3-7-{n}"),
+            subject: "usage.3.@batch".to_owned(),
+            position: 7,
+            line: n,
+            reason: Reason::TooLate,
+            detail: "too late".to_owned(),
+            raw: None,
+            raw_base64: None,
+            truncated: false,
+            replayed: None,
+        };
+        let letters = (0..5).take(query.limit).map(letter).collect();
+        self.answer(format!("{query:?}"), None, letters)
+    }
+
+    fn dead_letter(&self, id: String) -> BoxFuture<'static, ApiResult<DeadLetter>> {
+        let letter = DeadLetter {
+            id: id.clone(),
+            subject: "usage.3.@batch".to_owned(),
+            position: 7,
+            line: 1,
+            reason: Reason::Malformed,
+            detail: "not JSON".to_owned(),
+            raw: Some("{".to_owned()),
+            raw_base64: None,
+            truncated: false,
+            replayed: None,
+        };
+        self.answer(format!("dead letter {id}"), None, letter)
+    }
+
+    fn replay_dead_letter(
+        &self,
+        id: String,
+        mended: Option<Bytes>,
+    ) -> BoxFuture<'static, ApiResult<Positions>> {
+        self.answer(format!("replay {id} {mended:?}"), None, "3:8".parse().unwrap())
+    }
+
+    fn prices(
+        &self,
+        model: Option<String>,
+    ) -> BoxFuture<'static, ApiResult<(Vec<PriceEntry>, Positions)>> {
+        self.answer(format!("prices {model:?}"), None, (Vec::new(), changed()))
+    }
+
+    fn set_prices(&self, entries: Vec<PriceEntry>) -> BoxFuture<'static, ApiResult<Positions>> {
+        self.answer(format!("set {} prices", entries.len()), None, changed())
+    }
+
+    fn preview_prices(
+        &self,
+        entries: Vec<PriceEntry>,
+    ) -> BoxFuture<'static, ApiResult<PriceEffect>> {
+        let effect = PriceEffect { entries_changed: entries.len(), ..PriceEffect::default() };
+        self.answer(format!("preview {} prices", entries.len()), None, effect)
+    }
+
+    fn time_zone(&self, org: String) -> BoxFuture<'static, ApiResult<String>> {
+        self.answer(format!("time zone of {org}"), None, "UTC".to_owned())
+    }
+
+    fn set_time_zone(
+        &self,
+        org: String,
+        time_zone: String,
+    ) -> BoxFuture<'static, ApiResult<Positions>> {
+        self.answer(format!("time zone of {org} is {time_zone}"), None, changed())
+    }
+
+    fn views(&self) -> BoxFuture<'static, ApiResult<Vec<ViewDeclaration>>> {
+        let view = ViewDeclaration {
+            name: "by_team".to_owned(),
+            by: vec!["tag:team".to_owned()],
+            window: Window::Day,
+        };
+        self.answer("views".to_owned(), None, vec![view])
+    }
+
+    fn declare_view(&self, view: ViewDeclaration) -> BoxFuture<'static, ApiResult<Positions>> {
+        self.answer(format!("declare {}", view.name), None, changed())
+    }
+
+    fn remove_view(&self, name: String) -> BoxFuture<'static, ApiResult<Positions>> {
+        self.answer(format!("remove {name}"), None, changed())
+    }
+
+    fn view_rows(
+        &self,
+        name: String,
+        query: SpendQuery,
+    ) -> BoxFuture<'static, ApiResult<SpendAnswer>> {
+        let answer = SpendAnswer { rows: self.rows.lock().clone(), as_of: self.as_of() };
+        self.answer(format!("view {name} {query:?}"), query.min_position, answer)
+    }
+
+    fn follow(
+        &self,
+        org: String,
+        after: Option<StreamId>,
+    ) -> BoxFuture<'static, ApiResult<BoxStream<'static, StreamEvent>>> {
+        let stream = self.streams.lock().pop_front();
+        let stream = stream.unwrap_or_else(|| Box::pin(futures::stream::pending()));
+        self.answer(format!("follow {org} {after:?}"), None, stream)
+    }
+
+    fn status(&self) -> BoxFuture<'static, Vec<ShardStatus>> {
+        let reached = *self.reached.borrow();
+        let state = self.state.lock().clone();
+        let status = |shard| ShardStatus {
+            shard: ShardId(shard),
+            state: state.clone(),
+            problem: None,
+            epoch: reached,
+            usage_position: reached,
+            usage_head: reached,
+            control_position: reached,
+        };
+        future::ready((0..SHARDS).map(status).collect()).boxed()
+    }
+
+    fn metrics(&self) -> String {
+        "meterr_events_total 1\n".to_owned()
+    }
+}
