@@ -1,5 +1,6 @@
 //! Actors, workers, recovery and the command line of meterr.
 
+pub mod cli;
 pub mod config;
 pub mod metrics;
 pub mod quantity;
