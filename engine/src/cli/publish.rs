@@ -411,8 +411,10 @@ impl Totals {
                 self.reject(rejected);
             }
         }
+        let rate = rate(self.accepted, self.bar.elapsed());
+        let message = format!("{} events, {rate} events/s", count(self.accepted as i64));
+        self.bar.set_message(message);
         self.bar.inc(batch.body.len() as u64);
-        self.bar.set_message(format!("{} events", count(self.accepted as i64)));
         Ok(())
     }
 
@@ -429,15 +431,17 @@ fn bar(progress: bool, len: Option<u64>) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let (bar, template) = match len {
-        Some(len) => (
-            ProgressBar::new(len),
-            "{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {msg} {eta} left",
-        ),
-        None => (ProgressBar::no_length(), "{spinner} {bytes} {binary_bytes_per_sec} {msg}"),
+        Some(len) => (ProgressBar::new(len), "{bar:30} {bytes}/{total_bytes} {msg}, {eta} left"),
+        None => (ProgressBar::no_length(), "{spinner} {bytes} {msg}"),
     };
     let style = ProgressStyle::with_template(template);
     bar.set_style(style.expect("the templates are constants, a test builds both"));
     bar
+}
+
+/// Events a second, for people.
+fn rate(events: u64, took: Duration) -> String {
+    count((events as f64 / took.as_secs_f64().max(1e-3)) as i64)
 }
 
 fn report(
@@ -466,9 +470,12 @@ fn report(
         let hidden = count(hidden as i64);
         writeln!(console.err, "… and {hidden} more; --rejected-to FILE keeps them all")?;
     }
-    let rate = (totals.accepted as f64 / took.as_secs_f64().max(1e-3)) as i64;
     let (accepted, rejected) = (count(totals.accepted as i64), count(totals.rejected_total as i64));
-    writeln!(console.out, "{accepted} accepted, {rejected} rejected, {} events/s", count(rate))?;
+    writeln!(
+        console.out,
+        "{accepted} accepted, {rejected} rejected, {} events/s",
+        rate(totals.accepted, took)
+    )?;
     if totals.accepted > 0 {
         writeln!(console.out, "position {}", totals.position)?;
     }

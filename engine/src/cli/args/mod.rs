@@ -40,8 +40,8 @@ Exit codes:
   5    the server cannot be reached
   130  interrupted
 
-Results go to stdout, everything else to stderr. With --json, stdout has JSON of the same form as the
-HTTP API's answers, which GET /openapi.json describes.";
+Results go to stdout, everything else to stderr. With --json, stdout has JSON of the same form as \
+the HTTP API's answers, which GET /openapi.json describes.";
 
 /// Keeps every figure of AI spend exact and live.
 ///
@@ -118,6 +118,7 @@ pub struct ClientArgs {
     #[arg(
         long,
         env = "METERR_URL",
+        hide_env_values = true,
         default_value = "http://127.0.0.1:8080",
         value_parser = base_url,
         help_heading = "Server"
@@ -170,8 +171,8 @@ Examples:
   meterr serve --config config/examples/server.toml
   METERR__TELEMETRY__FORMAT=json meterr serve --data-dir /var/lib/meterr
 
-The first SIGTERM or Ctrl-C drains and stops in order; a second one exits at once with code 130. Nothing
-acknowledged is lost either way.")]
+The first SIGTERM or Ctrl-C drains and stops in order; a second one exits at once with code 130. \
+Nothing acknowledged is lost either way.")]
 pub struct ServeArgs {
     /// Which configuration to use.
     #[command(flatten)]
@@ -187,9 +188,9 @@ pub struct ServeArgs {
 /// `publish`
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = "\
-The file has one JSON event a line (NDJSON). A line is rejected alone: the others count, the rejected ones
-are listed with their line numbers, and the exit code is 3. Sending again after any failure is safe, since
-an event counts once by its id.
+The file has one JSON event a line (NDJSON). A line is rejected alone: the others count, the \
+rejected ones are listed with their line numbers, and the exit code is 3. Sending again after any \
+failure is safe, since an event counts once by its id.
 
 Examples:
   meterr publish events.ndjson
@@ -204,13 +205,13 @@ pub struct PublishArgs {
     #[arg(long)]
     pub backfill: bool,
     /// Most events in one request; no more, so that the server lists every rejected line
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     pub batch_lines: u32,
     /// Requests under way at once
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64), value_name = "N")]
     pub in_flight: u8,
     /// Attempts per request before giving up, when the server is busy or away
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     pub attempts: u32,
     /// Write rejected lines there, to be mended and published again
     #[arg(long, value_name = "FILE")]
@@ -277,7 +278,7 @@ pub struct QueryArgs {
     #[arg(long, value_name = "POSITION", value_parser = position)]
     pub min_position: Option<Positions>,
     /// Most rows
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N")]
     pub limit: u32,
     /// Where the server is.
     #[command(flatten)]
@@ -287,8 +288,8 @@ pub struct QueryArgs {
 /// `watch`
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Prints the org's rows as they are, then each row that a commit changes, with its new totals. Goes on after
-interruptions where it stopped.
+Prints the org's rows as they are, then each row that a commit changes, with its new totals. Goes \
+on after interruptions where it stopped.
 
 Examples:
   meterr watch acme
@@ -348,7 +349,7 @@ pub struct TopArgs {
     #[arg(long, value_name = "TIME", value_parser = date_or_time)]
     pub at: Option<Time>,
     /// Rows
-    #[arg(short, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(short, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     pub n: u32,
     /// Only this org's users, models or features
     #[arg(long, value_parser = org)]
@@ -396,7 +397,7 @@ pub struct DeadLettersListArgs {
     #[arg(long, value_name = "ID")]
     pub before: Option<String>,
     /// Most rows
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     pub limit: u32,
     /// Where the server is.
     #[command(flatten)]
@@ -417,7 +418,7 @@ pub struct DeadLettersShowArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
-  meterr dead-letters replay 3-88-1                       # what was wrong is right by now, such as a price
+  meterr dead-letters replay 3-88-1         # was too_far_ahead then, is not any more
   echo '{\"id\":…}' | meterr dead-letters replay 3-88-1 --mended -")]
 pub struct DeadLettersReplayArgs {
     /// Its id, as `meterr dead-letters list` shows it
@@ -523,8 +524,8 @@ pub struct StatusArgs {
 /// `verify`
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Reads the log from its beginning, recomputes every view the slow and obvious way, and compares with what
-was committed. Exit code 4 when anything differs.
+Reads the log from its beginning, recomputes every view the slow and obvious way, and compares \
+with what was committed. Exit code 4 when anything differs.
 
 Examples:
   meterr verify
@@ -534,7 +535,7 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Only this shard; may be given several times
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub shard: Vec<u16>,
     /// Print JSON
     #[arg(long)]
@@ -561,7 +562,7 @@ pub struct CheckpointArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Only this shard; may be given several times
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub shard: Vec<u16>,
     /// Print JSON
     #[arg(long)]
@@ -594,16 +595,16 @@ Examples:
   meterr gen --events 1000000 --orgs 100 --duplicates 20 --voids 1 | meterr publish -")]
 pub struct GenArgs {
     /// Events, before duplicates, revisions and voids are added
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), value_name = "N")]
     pub events: u64,
     /// Orgs
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N")]
     pub orgs: u32,
     /// Users of each org
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N")]
     pub users: u32,
     /// Seed of everything random
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
     /// Date or RFC 3339 time of the first event
     #[arg(long, default_value = "2026-01-01", value_name = "TIME", value_parser = date_or_time)]

@@ -36,9 +36,9 @@ pub struct PricesListArgs {
 /// `prices import`
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Shows how the file differs from what is in force and what that does to spend, then asks. Only entries that
-differ are sent; prices the file does not mention stay. A price from an earlier date changes history: the
-usage concerned is priced anew.
+Shows how the file differs from what is in force and what that does to spend, then asks. Only \
+entries that differ are sent; prices the file does not mention stay. A price from an earlier date \
+changes history: the usage concerned is priced anew.
 
 Examples:
   meterr prices import config/price_book.toml
@@ -76,8 +76,8 @@ pub struct PricesPreviewArgs {
 /// `prices set`
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Prices are in USD per million tokens, of images and searches per piece. What is left out costs as a fall-back:
-cached input and cache writes as input, reasoning as output.
+Prices are in USD per million tokens, of images and searches per piece. What is left out costs as \
+a fall-back: cached input and cache writes as input, reasoning as output.
 
 Examples:
   meterr prices set openai gpt-4o-mini --input 0.15 --cached-input 0.075 --output 0.60
