@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn an_error_is_one_chain_printed_once() {
-        let ran = run_with(&["gen"], None, &Asked::default());
+        let ran = run_with(&["gen", "d"], None, &Asked::default());
         assert_eq!(
             (ran.exit, ran.err.as_str()),
             (Exit::Failed, "error: cannot write \"x\": disk full\n")

@@ -19,7 +19,7 @@ mod values;
 pub use prices::{
     PricesCommand, PricesImportArgs, PricesListArgs, PricesPreviewArgs, PricesSetArgs,
 };
-use values::{base_url, date_or_time, group_by, org, per_million, position, reason, speed};
+use values::{base_url, date_or_time, group_by, org, per_million, position, reason, speed, zipf};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -588,51 +588,59 @@ pub struct CheckpointFileArgs {
 /// `gen`
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Shares are in percent of the events, such as 5 or 0.1%. The same seed gives the same workload.
+Writes events.ndjson, prices.json (to be imported first), expected/*.csv and, last of all, \
+workload.json, whose presence means that the directory is complete. Shares are in percent of the \
+events, such as 5 or 0.1%. The same options give the same bytes.
 
 Examples:
-  meterr gen --events 100000 --expected expected.json > events.ndjson
-  meterr gen --events 1000000 --orgs 100 --duplicates 20 --voids 1 | meterr publish -")]
+  meterr gen /tmp/workload --events 1000000
+  meterr prices import /tmp/workload/prices.json --yes
+  meterr publish /tmp/workload/events.ndjson")]
 pub struct GenArgs {
-    /// Events, before duplicates, revisions and voids are added
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), value_name = "N")]
+    /// Directory to write into, created when absent
+    pub dir: PathBuf,
+    /// Events; the lines are a little more
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000), value_name = "N")]
     pub events: u64,
-    /// Orgs
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N")]
-    pub orgs: u32,
-    /// Users of each org
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N")]
-    pub users: u32,
     /// Seed of everything random
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    /// Orgs
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N")]
+    pub orgs: u32,
+    /// Users of all orgs together
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000), value_name = "N")]
+    pub users: u32,
+    /// Exponent of Zipf's law over orgs and users, 0 (all alike) to 4
+    #[arg(long, default_value_t = 1.1, value_parser = zipf, value_name = "X")]
+    pub zipf: f64,
     /// Date or RFC 3339 time of the first event
     #[arg(long, default_value = "2026-01-01", value_name = "TIME", value_parser = date_or_time)]
     pub start: Time,
-    /// Event time from the first event to the last
-    #[arg(long, default_value = "1d", value_parser = parse_duration)]
-    pub duration: Duration,
-    /// Share of events sent more than once
-    #[arg(long, default_value = "5", value_name = "PERCENT", value_parser = per_million)]
-    pub duplicates: u32,
-    /// Share of events that arrive out of order, up to hours late
-    #[arg(long, default_value = "5", value_name = "PERCENT", value_parser = per_million)]
-    pub late: u32,
-    /// Share of events corrected by a revision
+    /// Days the events are spread over
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3_660), value_name = "N")]
+    pub days: u32,
+    /// Share of events older than those around them
     #[arg(long, default_value = "2", value_name = "PERCENT", value_parser = per_million)]
-    pub revisions: u32,
-    /// Share of events taken back by a void
+    pub late: u32,
+    /// By how many hours they are older, at most
+    #[arg(long, default_value_t = 72, value_parser = clap::value_parser!(u32).range(0..=87_840), value_name = "N")]
+    pub late_hours_max: u32,
+    /// Share of events sent a second time
+    #[arg(long, default_value = "1", value_name = "PERCENT", value_parser = per_million)]
+    pub duplicates: u32,
+    /// Share of events corrected by a revision
     #[arg(long, default_value = "0.5", value_name = "PERCENT", value_parser = per_million)]
+    pub corrections: u32,
+    /// Share of events taken back by a void
+    #[arg(long, default_value = "0.2", value_name = "PERCENT", value_parser = per_million)]
     pub voids: u32,
-    /// Share of lines that are wrong on purpose and must become dead letters
-    #[arg(long, default_value = "0", value_name = "PERCENT", value_parser = per_million)]
-    pub malformed: u32,
-    /// File for the events, or - for stdout
-    #[arg(long, default_value = "-", value_name = "FILE|-")]
-    pub out: PathBuf,
-    /// File for the spend rows the events must lead to, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub expected: Option<PathBuf>,
+    /// How many events later the second line of an event is sent, at most
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000), value_name = "N")]
+    pub resend_distance_max: u64,
+    /// Print what was written as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `config …`
@@ -742,8 +750,9 @@ mod tests {
             "checkpoint verify --shard 1",
             "checkpoint export --shard 1 f",
             "checkpoint import --shard 1 f --data-dir d",
-            "gen --events 5 --orgs 1 --users 1 --seed 7 --start 2026-01-01 --duration 2h \
-             --duplicates 5% --late 0.1 --revisions 1 --voids 1 --malformed 1 --out f --expected e",
+            "gen d --events 5 --seed 7 --orgs 1 --users 1 --zipf 0 --start 2026-01-01 --days 2 \
+             --late 0.1 --late-hours-max 3 --duplicates 5% --corrections 1 --voids 1 \
+             --resend-distance-max 9 --json",
             "config check --config c --json",
             "config print --defaults",
             "completions zsh",
@@ -769,8 +778,9 @@ mod tests {
             ("query a --url http://h/path", "must be a host and port only"),
             ("query a --timeout 5", "a whole number with the unit"),
             ("publish f --batch-lines 0", "1..=1000"),
-            ("gen --late 101", "must be a percentage from 0 to 100"),
-            ("gen --late NaN", "must be a percentage from 0 to 100"),
+            ("gen d --late 101", "must be a percentage from 0 to 100"),
+            ("gen d --late NaN", "must be a percentage from 0 to 100"),
+            ("gen d --zipf 5", "must be a number from 0 to 4"),
             ("dead-letters list --reason late", "must be one of malformed, missing_field"),
             ("prices set p m --withdraw --input 1", "cannot be used with"),
             ("demo --speed -1", "unexpected argument"),

@@ -71,6 +71,13 @@ pub(super) fn speed(text: &str) -> Result<f64, &'static str> {
     }
 }
 
+pub(super) fn zipf(text: &str) -> Result<f64, &'static str> {
+    match text.parse::<f64>() {
+        Ok(exponent) if (0.0..=4.0).contains(&exponent) => Ok(exponent),
+        _ => Err("must be a number from 0 to 4"),
+    }
+}
+
 /// Percent as parts per million.
 pub(super) fn per_million(text: &str) -> Result<u32, &'static str> {
     match text.trim_end_matches('%').parse::<f64>() {
