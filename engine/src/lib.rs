@@ -1,6 +1,7 @@
 //! Actors, workers, recovery and the command line of meterr.
 
 pub mod actors;
+pub mod cli;
 pub mod config;
 pub mod control_state;
 pub mod epoch;
