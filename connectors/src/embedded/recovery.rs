@@ -369,6 +369,18 @@ impl Opening<'_> {
                 damages.push(Damage { place, from: scan.next, resume: trailer.last + 1 });
             }
             (frames_end, next) = (trailer.frames_end, trailer.last + 1);
+            // The index goes unused, but a disk that spoils it may spoil more. Sealing may have
+            // been cut short, though.
+            let mut index = vec![0; trailer.index_bytes()];
+            file.read_at(&mut index, frames_end).map_err(failed("cannot read"))?;
+            if trailer.decode_index(&index, identity.salt).is_none()
+                && !Window::new(file.clone(), file_bytes, SCAN_BYTES)
+                    .has_empty_sector(frames_end, file_bytes)
+                    .map_err(failed("cannot read"))?
+            {
+                let place = format!("{name}:{frames_end}");
+                damages.push(Damage { place, from: next, resume: next });
+            }
         } else {
             let durable = scan.durable;
             let torn = scan.zones.iter().find(|zone| zone.from > durable && zone.empty_sector);
@@ -382,7 +394,7 @@ impl Opening<'_> {
                 scan.group_start = 0;
             }
         }
-        damages.splice(damages.len()..damages.len(), zone_damages(&name, &scan));
+        damages.extend(zone_damages(&name, &scan));
         if file_bytes != frames_end {
             file.set_len(frames_end).map_err(failed("cannot cut"))?;
         }
