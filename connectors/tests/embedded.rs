@@ -191,9 +191,15 @@ fn a_commit_that_damage_may_hide_is_an_error_not_an_older_commit() {
         let mut bad = bytes.clone();
         bad[40 + frame + 3] ^= 1;
         fs.put(&path, bad);
+        // Closing in between writes a trailer, which must not vouch for the older commit.
+        drop(open_with(&fs, EmbeddedOptions::default(), system_clock()));
         let log = open_with(&fs, EmbeddedOptions::default(), system_clock());
         let error = block_on(log.last_commit()).unwrap_err();
         assert!(matches!(error, LogError::Damaged { from: 2, resume: 3, .. }), "{error}");
+        let error = block_on(log.commit(vec![], commit(2), 1)).unwrap_err();
+        assert!(matches!(error, LogError::Conflict { expected: 1, actual: 2, .. }), "{error}");
+        assert_eq!(block_on(log.commit(vec![], commit(2), 2)).unwrap().last, 4);
+        assert_eq!(block_on(log.last_commit()).unwrap().unwrap().position, 4);
         drop(log);
         // An undamaged twin.
         fs.put(&path, bytes);

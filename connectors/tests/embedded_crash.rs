@@ -216,7 +216,7 @@ fn run(rounds: Vec<Round>) {
         if let Some(seed) = round.again {
             fs.crash(seed);
         }
-        (fs.fail_write(u64::MAX / 2, 0), fs.fail_sync(u64::MAX / 2));
+        fs.heal();
         let (log, report) = reopen(&fs, round.in_recovery);
         assert_eq!(report.damaged, []);
         let found = contents(&log);

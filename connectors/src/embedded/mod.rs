@@ -311,6 +311,10 @@ impl Shared {
 /// Appends take effect from the first poll on; dropping the future later does not take them back.
 /// Reads block the polling thread for the time of a few reads from files, which the page cache
 /// mostly answers; long scans belong on a thread that may block.
+///
+/// Where damage may hide the newest commit record, `last_commit` gives the damage as its error, and
+/// `commit` takes `resume - 1` for the place of the last commit: nobody passes by accident, and who
+/// has decided to go on can.
 impl Log for EmbeddedLog {
     fn identity(&self) -> &LogIdentity {
         &self.shared.identity.log

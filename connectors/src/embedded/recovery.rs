@@ -219,6 +219,13 @@ impl Opening<'_> {
             commits.push((active_first, commit_entry));
         }
         let commit = self.commit(&identity, commits.last().copied(), &may_hide_commit)?;
+        let mut segment_commit = commit_entry;
+        if matches!(commit.record, CommitRecord::Damaged(_))
+            && let Some(zone) = last.scan.zones.iter().find(|z| z.resume == commit.position + 1)
+        {
+            // So that the trailer written at the end does not vouch for the older one.
+            segment_commit = IndexEntry { position: commit.position, offset: zone.offset };
+        }
         report.damaged.extend(may_hide_commit);
         report.damaged.sort_by_key(|damage| damage.from);
         let head = last.next - 1;
@@ -234,7 +241,7 @@ impl Opening<'_> {
         report.segments = state.sealed.len() + 1;
         report.bytes = state.file_bytes();
         report.records = head;
-        Ok(Opened { identity, state, segment_commit: commit_entry, report })
+        Ok(Opened { identity, state, segment_commit, report })
     }
 
     /// Removes a last segment that was being created when the power went: its header was not yet
@@ -415,8 +422,10 @@ impl Opening<'_> {
         may_hide_commit: &[Damage],
     ) -> LogResult<Commit> {
         let position = newest.map_or(0, |(_, entry)| entry.position);
-        let hidden = may_hide_commit.iter().find(|d| d.from < d.resume && d.resume > position);
-        if let Some(damage) = hidden {
+        let hidden = may_hide_commit.iter().filter(|d| d.from < d.resume && d.resume > position);
+        if let Some(damage) = hidden.max_by_key(|damage| damage.resume) {
+            // Taken for as new as it can be: a writer that only knows an older commit must not pass.
+            let position = damage.resume - 1;
             return Ok(Commit { position, record: CommitRecord::Damaged(damage.clone()) });
         }
         let Some((first, entry)) = newest else {
