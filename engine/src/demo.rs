@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use futures::executor::block_on;
 use meterr_connectors::api::{Api, ShardBatch, SpendQuery, TopBy, TopQuery, TopRow, Window};
 use meterr_operators::ids::{Positions, shard_of};
 use meterr_operators::rng::Rng;
@@ -212,7 +211,9 @@ fn publish(
         payload.extend_from_slice(request.line(start).as_bytes());
         batch.payload = payload.into();
     }
-    for outcome in block_on(running.service.publish(batches.into_values().collect())) {
+    for outcome in
+        running.shared.runtime.block_on(running.service.publish(batches.into_values().collect()))
+    {
         let at =
             outcome.result.map_err(anyhow::Error::msg).context("the log did not take events")?;
         position.raise(outcome.shard, at);
@@ -234,7 +235,7 @@ fn top(
         org: None,
         min_position: Some(position.clone()),
     };
-    Ok(block_on(running.service.top(query))?.0)
+    Ok(running.shared.runtime.block_on(running.service.top(query))?.0)
 }
 
 fn tables(running: &Running, position: &Positions) -> anyhow::Result<Vec<u8>> {
@@ -305,7 +306,7 @@ fn summary(
                 by: meterr_connectors::api::GroupBy::None,
                 min_position: None,
             };
-            let answer = block_on(running.service.spend(query))?;
+            let answer = running.shared.runtime.block_on(running.service.spend(query))?;
             days.insert(org.key.clone(), serde_json::to_value(answer.rows)?);
         }
         let value = json!({

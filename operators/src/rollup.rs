@@ -134,9 +134,9 @@ impl Default for Table {
 #[inline]
 fn hash(member: u32, window: u32) -> u64 {
     // A multiplication spreads dense numbers over the high bits, which the tables use; the fold
-    // brings them down to those that choose the table.
-    let product = (u64::from(member) << 32 | u64::from(window)) as u128
-        * 0x9E37_79B9_7F4A_7C15_F39C_C060_u128;
+    // brings them down to those that choose the table. 64 × 64 bits always fit 128.
+    let key = u64::from(member) << 32 | u64::from(window);
+    let product = u128::from(key) * 0x9E37_79B9_7F4A_7C15_u128;
     (product as u64) ^ (product >> 64) as u64
 }
 
