@@ -90,10 +90,15 @@ fn show(
     }
     match event.kind.as_str() {
         "snapshot" | "change" => {
-            let rows: Vec<Value> = client.list(&data, "rows")?;
             let sign = if event.kind == "snapshot" { '=' } else { '~' };
-            for row in &rows {
-                writeln!(console.out, "{sign} {}", line(row, client)?)?;
+            let views = data.get("views").and_then(Value::as_object).ok_or_else(|| {
+                client.strange(format!("an event {:?} without views", event.kind))
+            })?;
+            for view in views.keys() {
+                let rows: Vec<Value> = client.list(&data["views"], view)?;
+                for row in &rows {
+                    writeln!(console.out, "{sign} {}", line(view, row, client)?)?;
+                }
             }
         }
         "reset" => writeln!(console.err, "too much was missed; beginning anew")?,
@@ -105,9 +110,9 @@ fn show(
 }
 
 /// A row on one line: what it is about, then its totals.
-fn line(row: &Value, client: &Client) -> Result<String, ClientError> {
-    let mut labels = Vec::new();
-    for name in ["view", "window", "window_start", "by", "key"] {
+fn line(view: &str, row: &Value, client: &Client) -> Result<String, ClientError> {
+    let mut labels = vec![harmless(view)];
+    for name in ["window_start", "key"] {
         match row.get(name) {
             None | Some(Value::Null) => {}
             Some(Value::String(text)) => labels.push(harmless(text)),
@@ -149,12 +154,12 @@ mod tests {
     #[test]
     fn an_interruption_is_made_good_from_the_last_whole_event() {
         let server = Server::new(vec![
-            events("id: 3-7\nevent: snapshot\ndata: {\"rows\":[]}\n\nid: 3-8\ndata: {\"cut"),
+            events("id: 3-7\nevent: snapshot\ndata: {\"views\":{}}\n\nid: 3-8\ndata: {\"cut"),
             hang_up(),
             reply(503, r#"{"detail":"starting"}"#),
-            events("id: 3-8\nevent: change\ndata: {\"rows\":[]}\n\n"),
+            events("id: 3-8\nevent: change\ndata: {\"views\":{}}\n\n"),
             events(
-                "id:\nevent: reset\ndata: {}\n\nid: 3-20\nevent: snapshot\ndata: {\"rows\":[]}\n\n",
+                "id:\nevent: reset\ndata: {}\n\nid: 3-20\nevent: snapshot\ndata: {\"views\":{}}\n\n",
             ),
         ]);
         assert_eq!(quickly(&args(server.url(), 3)).unwrap(), Exit::Done);
@@ -170,11 +175,11 @@ mod tests {
 
     #[test]
     fn rows_are_lines_and_json_is_an_event_a_line() {
-        let data = json!({"rows": [
-            {"view": "org_user_day", "window_start": "2026-01-02T00:00:00Z", "key": "u\u{1b}",
-             "events": 1200, "cost": "0.0012", "unpriced_events": 3},
-            {"view": "org_all", "window_start": null, "key": null, "events": 1, "cost": null},
-        ]});
+        let data = json!({"shard": 3, "epoch": 7, "org": "acme", "views": {
+            "org_all": [{"window_start": null, "key": null, "events": 1, "cost": null}],
+            "user_day": [{"window_start": "2026-01-02T00:00:00Z", "key": "u\u{1b}",
+                          "events": 1200, "cost": "0.0012", "unpriced_events": 3}],
+        }});
         let stream = format!(": hi\n\nid: 3-7\nevent: change\ndata: {data}\n\n");
         let server = Server::new(vec![events(&stream), events(&stream)]);
         let url = server.url();
@@ -182,9 +187,9 @@ mod tests {
         assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
         assert_eq!(
             ran.out,
-            "~ org_user_day 2026-01-02T00:00:00Z u\\u{1b}                1,200 events  0.0012 usd  3 \
-             unpriced\n\
-             ~ org_all                                                      1 events  - usd\n"
+            "~ org_all                                                      1 events  - usd\n\
+             ~ user_day 2026-01-02T00:00:00Z u\\u{1b}                    1,200 events  0.0012 usd  3 \
+             unpriced\n"
         );
         let ran = run(&["watch", "acme", "--events", "1", "--json", "--url", &url]);
         let event: Value = serde_json::from_str(&ran.out).unwrap();
