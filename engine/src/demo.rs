@@ -183,6 +183,12 @@ fn drive(running: &Running, args: &DemoArgs, console: &mut Console) -> anyhow::R
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+    // Until it is committed, not only durable.
+    running
+        .shared
+        .runtime
+        .block_on(running.service.top(everything(&position)))
+        .context("the events did not reach the views")?;
     let took = began.elapsed();
     if live {
         draw(running, &position, sent, requests.len(), lines_shown, console)?;
@@ -227,14 +233,7 @@ fn top(
     n: usize,
     position: &Positions,
 ) -> anyhow::Result<Vec<TopRow>> {
-    let query = TopQuery {
-        by,
-        window: Window::All,
-        at: None,
-        n,
-        org: None,
-        min_position: Some(position.clone()),
-    };
+    let query = TopQuery { by, n, ..everything(position) };
     Ok(running.shared.runtime.block_on(running.service.top(query))?.0)
 }
 
@@ -327,7 +326,7 @@ fn summary(
     }
     writeln!(
         console.out,
-        "{sent} events in {:.1} s, durable and in every view; {total} USD in all",
+        "{sent} events in {:.2} s, durable and in every view; {total} USD in all",
         took.as_secs_f64()
     )?;
     Ok(())
