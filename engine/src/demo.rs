@@ -227,6 +227,17 @@ fn publish(
     Ok(())
 }
 
+fn everything(position: &Positions) -> TopQuery {
+    TopQuery {
+        by: TopBy::Org,
+        window: Window::All,
+        at: None,
+        n: 1,
+        org: None,
+        min_position: Some(position.clone()),
+    }
+}
+
 fn top(
     running: &Running,
     by: TopBy,
