@@ -133,11 +133,17 @@ impl Default for Table {
 
 #[inline]
 fn hash(member: u32, window: u32) -> u64 {
-    // A multiplication spreads dense numbers over the high bits, which the tables use; the fold
-    // brings them down to those that choose the table.
-    let product = (u64::from(member) << 32 | u64::from(window)) as u128
-        * 0x9E37_79B9_7F4A_7C15_F39C_C060_u128;
+    // A multiplication spreads dense numbers over the high bits; the fold brings them down to those
+    // that choose the place. Two 64-bit factors, so that it cannot overflow.
+    let key = u64::from(member) << 32 | u64::from(window);
+    let product = u128::from(key) * u128::from(0x9E37_79B9_7F4A_7C15_u64);
     (product as u64) ^ (product >> 64) as u64
+}
+
+#[inline]
+fn table_of(hash: u64) -> usize {
+    // By bits that the tables do not use themselves: they take the lowest and the highest.
+    (hash >> 40) as usize % TABLES
 }
 
 impl Table {
@@ -154,7 +160,7 @@ impl Table {
             let row = &blocks[*at as usize / BLOCK][*at as usize % BLOCK];
             row.member == member && row.window == window
         };
-        let table = &mut self.tables[hash as usize % TABLES];
+        let table = &mut self.tables[table_of(hash)];
         let at = match table.find(hash, same) {
             Some(at) => *at,
             None => {
@@ -188,7 +194,7 @@ impl Table {
     /// The value of a row, if it is anything.
     pub fn get(&self, member: u32, window: u32) -> Option<&Spend> {
         let hash = hash(member, window);
-        let at = self.tables[hash as usize % TABLES].find(hash, |at| {
+        let at = self.tables[table_of(hash)].find(hash, |at| {
             let row = self.row(*at);
             row.member == member && row.window == window
         })?;
