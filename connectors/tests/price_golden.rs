@@ -19,8 +19,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// Name, number of cases, and why the costs differ. `config/PRICES.md` has the same table.
-const CLASSES: [(&str, usize, &str); 9] = [
-    ("equal", 6_185, "up to the rounding of floats, one part in 10^12"),
+const CLASSES: [(&str, usize, &str); 10] = [
+    ("equal", 6_171, "up to the rounding of floats, one part in 10^12"),
     (
         "absent",
         90,
@@ -54,6 +54,12 @@ const CLASSES: [(&str, usize, &str); 9] = [
         36,
         "LiteLLM's Perplexity calculator knows neither caches nor context steps, since Perplexity \
          reports the cost itself; the map has the prices, we use them",
+    ),
+    (
+        "per_prompt",
+        14,
+        "Google bills a prompt that searches once, however often it does; meterr bills each search the \
+         event counts",
     ),
     (
         "reached",
@@ -170,6 +176,12 @@ fn class(
         if close(cost, theirs, 0) {
             return Ok("perplexity");
         }
+    }
+    let searches = i128::from(case.meters[Meter::Searches as usize]);
+    let per_prompt = matches!(provider, "google" | "vertex_ai")
+        && fields.get("web_search_billing_unit").is_none_or(|unit| unit == "per_prompt");
+    if per_prompt && searches > 1 && units == searches && close(ours, searches * theirs, searches) {
+        return Ok("per_prompt");
     }
     if provider == "xai" && CONTEXT_BOUNDS.contains(&case.input_tokens()) {
         let above = case.cost(&case.prices(book, case.tier, context + 1));

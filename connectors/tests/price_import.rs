@@ -92,6 +92,20 @@ fn a_tier_that_costs_as_the_standard_one_has_no_entries() {
 }
 
 #[test]
+fn a_fireworks_model_without_a_cached_price_has_half_the_input_price() {
+    for (provider, expected) in [
+        ("fireworks_ai", "standard 0 input=1 cached_input=0.5"),
+        ("fireworks_ai-embedding-models", "standard 0 input=1"),
+    ] {
+        let import = import(&format!(
+            r#"{{"m":{{"litellm_provider":"{provider}","input_cost_per_token":1e-06}}}}"#
+        ));
+        assert_eq!(import.entries[0].provider, "fireworks_ai");
+        assert_eq!(short(&import.entries[0]), expected);
+    }
+}
+
+#[test]
 fn one_batch_price_of_two_halves_the_other() {
     assert_eq!(
         entries(
@@ -140,6 +154,23 @@ fn searches_and_images_are_by_piece_and_stand_in_every_row() {
         entries(r#""mode":"rerank","input_cost_per_query":0.002"#),
         ["standard 0 search=0.002"]
     );
+}
+
+#[test]
+fn a_search_price_that_is_for_a_whole_prompt_is_named() {
+    let search = |fields: &str| {
+        import(&format!(
+            r#"{{"m":{{"litellm_provider":"gemini","search_context_cost_per_query":
+               {{"search_context_size_low":1,"search_context_size_medium":1,
+               "search_context_size_high":1}}{fields}}}}}"#
+        ))
+    };
+    let per_prompt = search("").unmapped;
+    assert_eq!(
+        per_prompt.keys().collect::<Vec<_>>(),
+        ["search_context_cost_per_query (billed once a prompt)"]
+    );
+    assert!(search(r#","web_search_billing_unit":"per_query""#).unmapped.is_empty());
 }
 
 #[test]

@@ -1,11 +1,17 @@
 //! Actors, workers, recovery and the command line of meterr.
 
+pub mod actors;
 pub mod config;
+pub mod control_state;
 pub mod epoch;
+pub mod lifecycle;
 pub mod live;
 pub mod metrics;
+pub mod node;
 pub mod quantity;
 pub mod recovery;
+pub mod serve;
+pub mod service;
 pub mod settings;
 pub mod shutdown;
 pub mod snapshot;

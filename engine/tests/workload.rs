@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use indicatif::ProgressBar;
+use meterr_connectors::codec::decode_line;
 use meterr_engine::workload::{EXPECTED, Options, Summary, generate};
 use meterr_operators::control::{ControlChange, Dimension, WindowSize};
-use meterr_operators::event::{Event, EventFields, Meter, Meters};
+use meterr_operators::event::{Event, Meter};
 use meterr_operators::ids::ShardId;
 use meterr_operators::reference::Reference;
 use meterr_operators::time::Time;
@@ -54,31 +55,8 @@ fn fingerprint(files: &BTreeMap<String, String>) -> String {
     format!("{hash:016x}")
 }
 
-/// Reads the fields a workload uses.
 fn decode(line: &str) -> Event<'static> {
-    let json: Value = serde_json::from_str(line).unwrap();
-    let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned().into();
-    let count = |name: &str| json[name].as_u64().unwrap_or_default() as u32;
-    let time = |name: &str| json[name].as_str().map(|text| Time::parse(text).unwrap());
-    let mut meters = Meters::default();
-    meters[Meter::CacheRead as usize] = count("cached_input_tokens");
-    meters[Meter::Input as usize] = count("input_tokens") - count("cached_input_tokens");
-    meters[Meter::Output as usize] = count("output_tokens");
-    Event::new(EventFields {
-        id: text("id"),
-        time: time("time").unwrap(),
-        org: text("org"),
-        user: text("user"),
-        provider: text("provider"),
-        model: text("model"),
-        feature: text("feature"),
-        meters,
-        revision: count("revision"),
-        void: json["void"].as_bool().unwrap_or_default(),
-        original_time: time("original_time"),
-        ..EventFields::default()
-    })
-    .unwrap()
+    decode_line(line.as_bytes()).unwrap().into_owned()
 }
 
 #[test]

@@ -156,7 +156,8 @@ pub struct HorizonChange {
     pub seconds: u64,
 }
 
-/// The first record: what is fixed for the life of the deployment, and the versions it began with.
+/// What is fixed for the life of the deployment, and the versions it began with. Ends what a new control log
+/// begins with.
 /// A later one may raise `decoder` and change `tzdb`, never the others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

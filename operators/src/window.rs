@@ -44,9 +44,7 @@ impl Zone {
         if name == "UTC" {
             return Ok(Zone::utc());
         }
-        let zone = jiff::tz::TimeZone::get(name).map_err(|_| {
-            format!("time zone {:?} is not in the IANA database", crate::event::excerpt(name))
-        })?;
+        let zone = crate::control::zone(name)?;
         Ok(Zone { name: name.to_owned(), zone, span: Cell::new((0, 0, 0)) })
     }
 

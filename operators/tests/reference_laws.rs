@@ -75,9 +75,16 @@ fn total(rows: Rows) -> Row {
 fn sum_over_users_is_org_is_sum_over_models_is_sum_over_features() {
     for seed in SEEDS {
         let mut reference = Reference::new(options(seed).shards);
-        for step in steps(seed) {
+        let steps = steps(seed);
+        let mut left = steps.iter().filter(|step| matches!(step, Step::Boundary)).count();
+        for step in steps {
             feed(&mut reference, &step);
             if !matches!(step, Step::Boundary) {
+                continue;
+            }
+            // The last one and every fifth before it: the oracle is slow.
+            left -= 1;
+            if left % 5 != 0 {
                 continue;
             }
             for org in reference.orgs() {

@@ -34,6 +34,9 @@ pub(super) fn malformed(detail: String) -> Rejection {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Value<'a>(&'a str);
 
+/// Names with their texts.
+pub(super) type Texts<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
+
 /// The members of one JSON object, in their order. Keys are unique.
 #[derive(Debug, Default)]
 pub(super) struct Object<'a> {
@@ -95,10 +98,7 @@ impl<'a> Object<'a> {
     }
 
     /// All members as texts; `name` is that of the object, for the message.
-    pub(super) fn into_texts(
-        self,
-        name: &str,
-    ) -> Result<Vec<(Cow<'a, str>, Cow<'a, str>)>, Rejection> {
+    pub(super) fn into_texts(self, name: &str) -> Result<Texts<'a>, Rejection> {
         let mut texts = Vec::new();
         for (key, value) in self.members {
             if value.0 != "null" {
@@ -171,28 +171,24 @@ impl<'a> Value<'a> {
     /// The value as an amount of USD: a decimal string, or a number read as decimal text. Decimals
     /// beyond the eighteenth are rounded half to even.
     pub(super) fn amount(self, name: &str) -> Result<Atto, Rejection> {
+        let no_decimal = || {
+            bad_value(format!(
+                "{name} must be a decimal such as \"0.0004125\", not {}",
+                self.shown()
+            ))
+        };
         let text = match self.0.as_bytes().first() {
             Some(b'"') => self.text(name)?,
             Some(b'-' | b'0'..=b'9') => Cow::Borrowed(self.0),
-            _ => {
-                return Err(bad_value(format!(
-                    "{name} must be a decimal such as \"0.0004125\", not {}",
-                    self.shown()
-                )));
-            }
+            _ => return Err(no_decimal()),
         };
-        let bounds = || format!("{name} must be between 0 and {COST_MAX} USD");
         match Atto::parse(&text) {
             Ok((amount, _)) if (Atto::ZERO..=COST_MAX).contains(&amount) => Ok(amount),
-            Ok((amount, _)) => Err(Rejection::new(
+            Ok(_) | Err(MoneyError::TooLarge(_)) => Err(Rejection::new(
                 Reason::OutOfBounds,
-                format!("{name} is {amount} USD; it must be between 0 and {COST_MAX}"),
+                format!("{name} is {} USD; it must be between 0 and {COST_MAX}", excerpt(&text)),
             )),
-            Err(MoneyError::TooLarge(_)) => Err(Rejection::new(Reason::OutOfBounds, bounds())),
-            Err(MoneyError::Malformed(_)) => Err(bad_value(format!(
-                "{name} must be a decimal such as \"0.0004125\", not {}",
-                self.shown()
-            ))),
+            Err(MoneyError::Malformed(_)) => Err(no_decimal()),
         }
     }
 

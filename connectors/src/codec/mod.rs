@@ -37,7 +37,7 @@ mod usage;
 pub use message::{Decoded, Lines, MESSAGE_LEN_MAX, decode_lines, decode_message, decompress};
 pub use native::encode_native;
 pub use raw::{RAW_LEN_MAX, raw_text};
-pub use request::split_request;
+pub use request::{RequestLines, split_request};
 
 use meterr_operators::event::{Event, Reason, Rejection};
 

@@ -11,7 +11,7 @@ use meterr_operators::event::{
 use meterr_operators::money::Atto;
 use meterr_operators::time::{SECOND, Time};
 
-use super::json::{Object, Value, bad_value};
+use super::json::{Object, Texts, Value, bad_value};
 use super::provider;
 use super::usage::Usage;
 
@@ -194,12 +194,9 @@ fn revision(value: Value<'_>) -> Result<u32, Rejection> {
     })
 }
 
-type Tags<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
-
 /// Tags in the order of their names; that no name comes twice is checked by the object.
-fn tags<'a>(value: Value<'a>) -> Result<Tags<'a>, Rejection> {
-    let object = value.object("tags")?;
-    let mut tags: Tags<'a> = object.into_texts("tags")?;
+fn tags(value: Value<'_>) -> Result<Texts<'_>, Rejection> {
+    let mut tags = value.object("tags")?.into_texts("tags")?;
     tags.sort_unstable();
     Ok(tags)
 }

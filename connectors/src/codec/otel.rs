@@ -15,7 +15,7 @@
 
 use std::borrow::Cow;
 
-use meterr_operators::event::{Event, EventFields, Rejection, excerpt};
+use meterr_operators::event::{Event, EventFields, Reason, Rejection, excerpt};
 use meterr_operators::time::Time;
 
 use super::json::{Object, Value, bad_value, bounded_count, elements, malformed, parse_time};
@@ -191,9 +191,9 @@ pub(super) fn decode<'a>(
         reasoning: count(&["gen_ai.usage.reasoning.output_tokens"])?,
         ..Usage::default()
     };
-    if usage == Usage::default() && !stated(&span)? {
+    if !stated(&span)? {
         return Err(Rejection::new(
-            meterr_operators::event::Reason::MissingField,
+            Reason::MissingField,
             "the span has no gen_ai.usage.input_tokens and gen_ai.usage.output_tokens",
         ));
     }

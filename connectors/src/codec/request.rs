@@ -8,6 +8,9 @@ use serde_json::value::RawValue;
 use super::MESSAGE_LEN_MAX;
 use super::json::{bad_value, elements, malformed};
 
+/// Lines of a request: number (from 1) and bytes, copied only where they had to be put together.
+pub type RequestLines<'a> = Vec<(u32, Cow<'a, [u8]>)>;
+
 /// How a body is put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -32,7 +35,7 @@ enum Form {
 pub fn split_request<'a>(
     content_type: Option<&str>,
     body: &'a [u8],
-) -> Result<Vec<(u32, Cow<'a, [u8]>)>, Rejection> {
+) -> Result<RequestLines<'a>, Rejection> {
     if body.len() > MESSAGE_LEN_MAX {
         return Err(Rejection::new(
             Reason::TooLarge,

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use meterr_operators::event::{Reason, Rejection};
 use meterr_operators::ids::{Positions, ShardId, shard_of};
 use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::body::{self, TURN_BYTES};
@@ -57,6 +58,7 @@ const MEDIA_TYPES: [&str; 12] = [
 /// A line that was refused at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RejectedLine {
     /// Line of the body, from 1; in an array, the number of the element.
@@ -70,6 +72,7 @@ pub struct RejectedLine {
 /// Lines of one shard whose write failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FailedLines {
     /// The shard.
@@ -83,6 +86,7 @@ pub struct FailedLines {
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accepted {
     /// Events that are durable.

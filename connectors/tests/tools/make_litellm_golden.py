@@ -33,6 +33,7 @@ from litellm.cost_calculator import cost_per_token  # noqa: E402
 from litellm.litellm_core_utils.llm_cost_calc.tool_call_cost_tracking import (  # noqa: E402
     StandardBuiltInToolCostTracking,
 )
+from litellm.types.llms.openai import ResponsesAPIResponse  # noqa: E402
 from litellm.types.utils import (  # noqa: E402
     CacheCreationTokenDetails,
     CompletionTokensDetailsWrapper,
@@ -137,9 +138,18 @@ def cost(key, provider, tier, m):
             asked = Usage(prompt_tokens=0, completion_tokens=0, prompt_tokens_details=details)
             return sum(cost_per_token(model=name, custom_llm_provider=via, usage_object=asked))
         if m[9]:
-            info = litellm.get_model_info(model=name, custom_llm_provider=via)
-            each = StandardBuiltInToolCostTracking.get_cost_for_web_search(model_info=info)
-            return None if each is None else each * m[9]
+            # As both kinds of response tell it: a count in the usage, and one item a search.
+            searches = PromptTokensDetailsWrapper(web_search_requests=m[9])
+            asked = Usage(prompt_tokens_details=searches, server_tool_use={"web_search_requests": m[9]})
+            item = {"type": "web_search_call", "id": "x", "status": "completed"}
+            response = ResponsesAPIResponse(id="x", created_at=0, output=[item] * m[9])
+            return StandardBuiltInToolCostTracking._handle_web_search_cost(
+                model=name,
+                custom_llm_provider=via,
+                usage=asked,
+                standard_built_in_tools_params={},
+                response_object=response,
+            )
         prompt, completion = cost_per_token(
             model=name,
             custom_llm_provider=via,

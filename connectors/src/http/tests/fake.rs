@@ -23,6 +23,8 @@ pub(crate) struct Fake {
     pub failing: Mutex<HashSet<ShardId>>,
     /// Shards whose writes never end.
     pub hanging: Mutex<HashSet<ShardId>>,
+    /// Whether writes wait for the gate.
+    pub slow_publish: Mutex<bool>,
     pub rows: Mutex<Vec<SpendRow>>,
     /// Usage and control position of every shard.
     pub reached: watch::Sender<u64>,
@@ -41,6 +43,7 @@ impl Default for Fake {
             published: Mutex::default(),
             failing: Mutex::default(),
             hanging: Mutex::default(),
+            slow_publish: Mutex::default(),
             rows: Mutex::new(rows(1)),
             reached: watch::Sender::new(7),
             gate: watch::Sender::new(true),
@@ -120,7 +123,17 @@ impl Api for Fake {
         };
         let outcomes = batches.iter().map(outcome).collect();
         self.published.lock().extend(batches);
-        if hangs { future::pending().boxed() } else { future::ready(outcomes).boxed() }
+        let mut gate = self.slow_publish.lock().then(|| self.gate.subscribe());
+        async move {
+            if hangs {
+                future::pending::<()>().await;
+            }
+            if let Some(gate) = &mut gate {
+                let _ = gate.wait_for(|open| *open).await;
+            }
+            outcomes
+        }
+        .boxed()
     }
 
     fn spend(&self, query: SpendQuery) -> BoxFuture<'static, ApiResult<SpendAnswer>> {

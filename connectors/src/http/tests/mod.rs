@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 
 pub(super) use self::fake::Fake;
 use super::{Decoders, HttpSettings, ServerHandle, serve};
+use super::{Decoders, HttpSettings, ServerHandle, SplitResult, serve};
 
 /// A small decoder: objects with `id`, `org` and optionally `user`; everything else is malformed.
 pub(super) fn decoders() -> Decoders {
@@ -46,6 +47,7 @@ pub(super) fn decoders() -> Decoders {
         media_type: Option<&str>,
         body: &'a [u8],
     ) -> Result<Vec<(u32, Cow<'a, [u8]>)>, Rejection> {
+    fn split<'a>(media_type: Option<&str>, body: &'a [u8]) -> SplitResult<'a> {
         let malformed =
             |error: serde_json::Error| Rejection::new(Reason::Malformed, error.to_string());
         if media_type == Some("application/json") && body.starts_with(b"[") {

@@ -1,1 +1,290 @@
 
+//! The OpenAPI document, held against the routes, the parameters, the types and live answers.
+use std::collections::{BTreeMap, BTreeSet};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use super::super::problem::KINDS;
+use super::super::routes::ROUTES;
+use super::super::{Accepted, OPENAPI};
+use super::*;
+use crate::api::*;
+fn document() -> Value {
+    serde_json::from_str(OPENAPI).expect("the document is JSON")
+}
+/// Follows a `$ref`, if there is one.
+fn followed<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    match value.get("$ref") {
+        None => value,
+        Some(target) => {
+            let target = target.as_str().unwrap().strip_prefix('#').unwrap();
+            document.pointer(target).unwrap_or_else(|| panic!("{target} is not there"))
+        }
+    }
+struct Operation<'a> {
+    method: String,
+    path: &'a str,
+    value: &'a Value,
+    parameters: Vec<&'a Value>,
+fn operations(document: &Value) -> Vec<Operation<'_>> {
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, value) in item.as_object().unwrap() {
+            let parameters = value.get("parameters").and_then(Value::as_array);
+            let parameters =
+                parameters.into_iter().flatten().map(|p| followed(document, p)).collect();
+            operations.push(Operation { method: method.to_uppercase(), path, value, parameters });
+    operations
+impl Operation<'_> {
+    /// Names of the parameters in `place`.
+    fn names(&self, place: &str) -> BTreeSet<&str> {
+        let here = self.parameters.iter().filter(|parameter| parameter["in"] == place);
+        here.map(|parameter| parameter["name"].as_str().unwrap()).collect()
+    /// The path with every parameter's example in it.
+    fn example_path(&self) -> String {
+        let mut path = self.path.to_owned();
+        for parameter in self.parameters.iter().filter(|parameter| parameter["in"] == "path") {
+            let name = format!("{{{}}}", parameter["name"].as_str().unwrap());
+            path = path.replace(&name, parameter["example"].as_str().unwrap());
+        path
+    /// Media type and example of the request's body.
+    fn example_body(&self) -> Option<(&str, Vec<u8>)> {
+        let content = self.value.pointer("/requestBody/content")?.as_object()?;
+        let (media_type, body) = content.iter().next()?;
+        let bytes = match &body["example"] {
+            Value::String(text) => text.clone().into_bytes(),
+            example => example.to_string().into_bytes(),
+        };
+        Some((media_type, bytes))
+#[test]
+fn routes_and_document_are_the_same_set() {
+    let document = document();
+    let documented: BTreeSet<(String, String)> =
+        operations(&document).iter().map(|o| (o.method.clone(), o.path.to_owned())).collect();
+    let registered: BTreeSet<(String, String)> =
+        ROUTES.iter().map(|e| (e.method.to_string(), e.path.to_owned())).collect();
+    assert_eq!(documented, registered);
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1."));
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+fn every_reference_resolves_and_every_component_is_used() {
+    fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
+        match value {
+            Value::Object(members) => {
+                if let Some(Value::String(target)) = members.get("$ref") {
+                    found.insert(target);
+                }
+                members.values().for_each(|value| references(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+            _ => {}
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    let mut components = BTreeSet::new();
+    for (group, entries) in document["components"].as_object().unwrap() {
+        for name in entries.as_object().unwrap().keys() {
+            components.insert(format!("#/components/{group}/{name}"));
+    let found: BTreeSet<String> = found.into_iter().map(str::to_owned).collect();
+    assert_eq!(found, components);
+fn operations_have_names_path_parameters_and_a_way_to_fail() {
+    let operations = operations(&document);
+    let names: BTreeSet<_> = operations.iter().map(|o| o.value["operationId"].as_str()).collect();
+    assert_eq!(names.len(), operations.len());
+    for operation in &operations {
+        let in_path: BTreeSet<&str> = operation
+            .path
+            .split('/')
+            .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+            .collect();
+        assert_eq!(operation.names("path"), in_path, "{}", operation.path);
+        let responses = operation.value["responses"].as_object().unwrap();
+        assert!(responses.contains_key("default") && responses.contains_key("400"));
+fn every_kind_of_problem_is_documented_where_its_status_is() {
+    let types: Vec<String> =
+        KINDS.iter().map(|(_, name, ..)| format!("/problems/{name}")).collect();
+    assert_eq!(
+        document["components"]["schemas"]["Problem"]["properties"]["type"]["enum"],
+        json!(types)
+    );
+    let mut texts: BTreeMap<String, String> = BTreeMap::new();
+    for operation in operations(&document) {
+        for (status, response) in operation.value["responses"].as_object().unwrap() {
+            let description = followed(&document, response)["description"].as_str().unwrap();
+            texts.entry(status.clone()).or_default().push_str(description);
+    for (_, name, status, ..) in KINDS {
+        let of_status = texts.get(&status.to_string()).map_or("", String::as_str);
+        let anywhere = [of_status, texts["default"].as_str()].concat();
+        assert!(anywhere.contains(name), "{name} ({status})");
+/// An unknown parameter is refused with the list of the known ones: the code's own word on what a
+/// route takes.
+fn documented_parameters_are_those_the_routes_take() {
+    let server = run(small());
+        let path = format!("{}?zz=1", operation.example_path());
+        let problem = server.send(&operation.method, &path, &[], b"").problem(400, "parameter");
+        let allowed = problem["allowed"].as_str().unwrap();
+        let known: BTreeSet<&str> = allowed
+            .strip_prefix("one of ")
+            .map(|known| known.split(", ").collect())
+            .unwrap_or_default();
+        assert_eq!(operation.names("query"), known, "{} {}", operation.method, operation.path);
+/// Each documented request, with its parameters' examples one by one and its body's example, is
+/// answered with a documented status and a body that its schema describes.
+fn live_answers_are_as_documented() {
+        let path = operation.example_path();
+        // A cursor must be one of the server's own; `reading.rs` has those.
+        let queries = operation
+            .parameters
+            .iter()
+            .filter(|parameter| parameter["in"] == "query" && parameter["name"] != "cursor")
+            .map(|parameter| match &parameter["example"] {
+                Value::String(text) => format!("?{}={text}", parameter["name"].as_str().unwrap()),
+                example => format!("?{}={example}", parameter["name"].as_str().unwrap()),
+            });
+        for query in [String::new()].into_iter().chain(queries) {
+            // Not with by=org, which is the default.
+            let query = match (operation.path, query.as_str()) {
+                ("/v1/top", "?org=acme") => format!("{query}&by=user"),
+                _ => query,
+            };
+            let headers: Vec<(&str, &str)> = vec![];
+            let (media_type, body) = operation.example_body().unwrap_or(("", Vec::new()));
+            let headers = match media_type {
+                "" => headers,
+                media_type => vec![("content-type", media_type)],
+            let path = format!("{path}{query}");
+            let mut stream = server.connect();
+            stream.write_all(&request(&operation.method, &path, &headers, &body)).unwrap();
+            let mut reply = Reply::head(&mut stream);
+            let responses = operation.value["responses"].as_object().unwrap();
+            let success = responses.keys().find(|status| status.starts_with('2')).unwrap();
+            assert_eq!(&reply.status.to_string(), success, "{} {path}", operation.method);
+            let content = responses[success]["content"].as_object().unwrap();
+            let (media_type, described) = content.iter().next().unwrap();
+            let sent = reply.header("content-type").unwrap();
+            assert!(sent.starts_with(media_type.as_str()), "{path}: {sent}");
+            if media_type == "application/json" {
+                let length: usize = reply.header("content-length").unwrap().parse().unwrap();
+                reply.body = vec![0; length];
+                stream.read_exact(&mut reply.body).unwrap();
+                let place = format!("{} {path}", operation.method);
+                valid(&document, &described["schema"], &reply.json(), &place);
+fn examples_are_as_their_schemas_say() {
+    let mut checked = 0;
+        for parameter in operation.parameters.iter().filter(|p| p.get("example").is_some()) {
+            valid(&document, &parameter["schema"], &parameter["example"], operation.path);
+        let body = operation.value.get("requestBody");
+        for holder in responses.values().chain(body) {
+            let content = followed(&document, holder)["content"].as_object().unwrap();
+            for media in content.values().filter(|media| media.get("example").is_some()) {
+                valid(&document, &media["schema"], &media["example"], operation.path);
+                checked += 1;
+    assert!(checked > 30, "{checked}");
+/// Reads an example into one of our types and shows it again: nothing in it is unknown to the type,
+/// nothing of the type is missing in it.
+#[track_caller]
+fn same<T: Serialize + DeserializeOwned>(example: &Value) {
+    let value: T = serde_json::from_value(example.clone())
+        .unwrap_or_else(|error| panic!("{error} in {example}"));
+    assert_eq!(&serde_json::to_value(&value).unwrap(), example);
+fn examples_are_our_types() {
+    fn each<T: Serialize + DeserializeOwned>(list: &Value) {
+        let list = list.as_array().unwrap();
+        assert!(!list.is_empty());
+        list.iter().for_each(same::<T>);
+    fn as_of(example: &Value) {
+        same::<AsOf>(&json!({"as_of": example["as_of"], "epochs": example["epochs"]}));
+            let Some(media) = response.pointer("/content/application~1json") else { continue };
+            let Some(name) = media["schema"]["$ref"].as_str() else { continue };
+            let example = &media["example"];
+            assert!(status.starts_with('2'));
+            match name.rsplit('/').next().unwrap() {
+                "Accepted" => same::<Accepted>(example),
+                "SpendPage" => {
+                    each::<SpendRow>(&example["rows"]);
+                    as_of(example);
+                "TopRows" => {
+                    each::<TopRow>(&example["rows"]);
+                "UnpricedRows" => {
+                    each::<UnpricedRow>(&example["rows"]);
+                "DeadLetter" => same::<DeadLetter>(example),
+                "DeadLetters" => each::<DeadLetter>(&example["rows"]),
+                "PriceBook" => {
+                    let entries = example["prices"].clone();
+                    serde_json::from_value::<Vec<meterr_operators::price_book::PriceEntry>>(
+                        entries,
+                    )
+                    .unwrap();
+                "PriceEffect" => same::<PriceEffect>(example),
+                "Views" => each::<ViewDeclaration>(&example["views"]),
+                "Shards" | "Ready" => each::<ShardStatus>(&example["shards"]),
+                "Changed" => {
+                    same::<meterr_operators::ids::Positions>(&example["position"]);
+                // Forms of this surface alone; `live_answers_are_as_documented` sees them.
+                "TimeZone" | "Health" | "ProblemKind" => {}
+                other => panic!("{other} is not checked"),
+/// Checks a value against a schema. Knows the keywords the document uses and refuses others, so that
+/// none is written there in vain.
+fn valid(document: &Value, schema: &Value, value: &Value, place: &str) {
+    if let Err(problem) = check(document, schema, value) {
+        panic!("{place}: {problem} in {value}");
+fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
+    if schema.get("$ref").is_some() {
+        return check(document, followed(document, schema), value);
+    for (keyword, rule) in schema.as_object().unwrap() {
+        let number = |rule: &Value| rule.as_i64().unwrap();
+        let holds = match keyword.as_str() {
+            "description" | "default" | "format" => true,
+            "type" => {
+                let is = |name: &str| match name {
+                    "null" => value.is_null(),
+                    "boolean" => value.is_boolean(),
+                    "integer" => value.is_i64() || value.is_u64(),
+                    "number" => value.is_number(),
+                    "string" => value.is_string(),
+                    "array" => value.is_array(),
+                    "object" => value.is_object(),
+                    other => panic!("type {other:?}"),
+                };
+                match rule {
+                    Value::String(name) => is(name),
+                    names => {
+                        names.as_array().unwrap().iter().any(|name| is(name.as_str().unwrap()))
+                    }
+            "enum" => rule.as_array().unwrap().contains(value),
+            "pattern" => {
+                let pattern = regex_lite::Regex::new(rule.as_str().unwrap()).unwrap();
+                value.as_str().is_none_or(|text| pattern.is_match(text))
+            "minLength" => value.as_str().is_none_or(|t| t.chars().count() as i64 >= number(rule)),
+            "maxLength" => value.as_str().is_none_or(|t| t.chars().count() as i64 <= number(rule)),
+            "minimum" => value.as_i64().is_none_or(|n| n >= number(rule)),
+            "maximum" => value.as_i64().is_none_or(|n| n <= number(rule)),
+            "minItems" => value.as_array().is_none_or(|a| a.len() as i64 >= number(rule)),
+            "maxItems" => value.as_array().is_none_or(|a| a.len() as i64 <= number(rule)),
+            "items" => {
+                for item in value.as_array().into_iter().flatten() {
+                    check(document, rule, item)?;
+                true
+            "oneOf" => {
+                let rules = rule.as_array().unwrap().iter();
+                rules.filter(|rule| check(document, rule, value).is_ok()).count() == 1
+            "required" => value.as_object().is_none_or(|members| {
+                rule.as_array()
+                    .unwrap()
+                    .iter()
+                    .all(|name| members.contains_key(name.as_str().unwrap()))
+            }),
+            "properties" => {
+                for (name, member) in value.as_object().into_iter().flatten() {
+                    if let Some(rule) = rule.get(name) {
+                        check(document, rule, member)?;
+            "additionalProperties" => {
+                let known = schema.get("properties");
+                    match (known.and_then(|known| known.get(name)), rule) {
+                        (Some(_), _) | (None, Value::Bool(true)) => {}
+                        (None, Value::Bool(false)) => {
+                            return Err(format!("{name} is not described"));
+                        }
+                        (None, rule) => check(document, rule, member)?,
+            other => panic!("keyword {other:?} is not known to this test"),
+        if !holds {
+            return Err(format!("{keyword} {rule} does not hold for {value}"));
+    Ok(())

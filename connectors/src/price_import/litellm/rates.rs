@@ -23,6 +23,7 @@ const AUDIO_INPUT: &str = "input_cost_per_audio_token";
 const AUDIO_OUTPUT: &str = "output_cost_per_audio_token";
 const IMAGE_TOKEN_OUTPUT: &str = "output_cost_per_image_token";
 const SEARCH: &str = "search_context_cost_per_query";
+const BILLING_UNIT: &str = "web_search_billing_unit";
 const TABLE: &str = "tiered_pricing";
 const BATCH: &str = "_batches";
 
@@ -76,11 +77,11 @@ pub(super) fn resolve(provider: &str, fields: &Fields<'_>) -> Result<Vec<Row>, S
     let pieces = [image(fields), search(provider, fields)];
     let table = table(fields)?;
     let tabled = table.is_some();
-    let standard = table.unwrap_or_else(|| ladder(provider, fields, ""));
+    let standard = table.unwrap_or_else(|| ladder(fields, ""));
     let mut tiers = Vec::new();
     if !tabled {
-        tiers.push((Tier::Flex, ladder(provider, fields, "_flex")));
-        tiers.push((Tier::Priority, ladder(provider, fields, "_priority")));
+        tiers.push((Tier::Flex, ladder(fields, "_flex")));
+        tiers.push((Tier::Priority, ladder(fields, "_priority")));
     }
     tiers.extend(batch(fields).map(|ladder| (Tier::Batch, ladder)));
     // A tier that costs as the standard one needs no entries: the book falls back to that.
@@ -127,7 +128,7 @@ fn half(price: Price) -> Price {
 
 /// Flat fields with `_above_<n>k_tokens` steps and a tier suffix: `_get_token_base_cost`,
 /// `_resolve_reasoning_token_cost` and `_modality_token_cost`.
-fn ladder(provider: &str, fields: &Fields<'_>, suffix: &str) -> Ladder {
+fn ladder(fields: &Fields<'_>, suffix: &str) -> Ladder {
     // `get_cost_per_unit`: a tier without a field of its own has the standard one.
     let unit =
         |field: &str| fields.price(&format!("{field}{suffix}")).or_else(|| fields.price(field));
@@ -138,8 +139,10 @@ fn ladder(provider: &str, fields: &Fields<'_>, suffix: &str) -> Ladder {
         output = fields.price(IMAGE_TOKEN_OUTPUT).or(output);
     }
     let mut cache_read = unit(CACHE_READ);
-    if provider == "fireworks_ai" && cache_read.is_none() {
-        // `with_default_cache_read_rate`: half the standard input price.
+    let fireworks = fields.value("litellm_provider").is_some_and(|name| name == "fireworks_ai");
+    if fireworks && cache_read.is_none() {
+        // `with_default_cache_read_rate`: half the standard input price, except for embeddings, whose
+        // provider has another name there.
         cache_read = fields.price(INPUT).map(half);
     }
     let mut cache_write = unit(CACHE_WRITE);
@@ -305,6 +308,14 @@ fn search(provider: &str, fields: &Fields<'_>) -> Option<Price> {
         }
         if chosen.is_some() {
             fields.carried(SEARCH);
+            let unit = fields.value(BILLING_UNIT).and_then(Value::as_str);
+            let maker = fields.value("litellm_provider").and_then(Value::as_str).unwrap_or("");
+            if unit == Some("per_query") {
+                fields.carried(BILLING_UNIT);
+            } else if matches!(provider, "google" | "vertex_ai") && !maker.contains("anthropic") {
+                // Google's default: the price is for a prompt, however many searches it makes.
+                fields.unmapped(format!("{SEARCH} (billed once a prompt)"));
+            }
         }
         return chosen;
     }

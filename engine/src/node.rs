@@ -1,0 +1,428 @@
+//! A node: logs, checkpoint store, worker threads and shards of one data directory, run by actors.
+//!
+//! Start: take the directory's lock, open the logs, seed the control log if it is empty, open the
+//! checkpoint store, start worker threads, then let every shard open itself. Stop: readers first, then
+//! every shard finishes what came in and takes a last checkpoint, then threads, store and logs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meterr_connectors::api::ShardStatus;
+use meterr_connectors::checkpoint::{CheckpointError, CheckpointStore};
+use meterr_connectors::embedded::{
+    DataDirLock, EmbeddedLog, EmbeddedOptions, FileSystem, LockError, RealFs, RecoveryReport,
+};
+use meterr_connectors::log::{Log, LogError, Message, system_clock};
+use meterr_connectors::sled::{SledOptions, SledStore};
+use meterr_operators::control::{
+    ControlChange, HorizonChange, PricesChange, Seed, TimeZoneChange, ViewDeclared,
+};
+use meterr_operators::event::HashKey;
+use meterr_operators::ids::ShardId;
+use meterr_operators::price_book::PriceList;
+use meterr_operators::rollup::ViewSet;
+use meterr_operators::time::Time;
+use meterr_operators::window::tzdb_version;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::control_state::ControlState;
+use crate::epoch::Limits;
+use crate::live::{Checkpointing, Logs, Progress, ShardSpec, StopReason, control_changes};
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use crate::snapshot;
+
+/// Version of the decoders of usage messages.
+pub const DECODER: u32 = 1;
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data directory is taken.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A log cannot be opened or written.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The checkpoint store cannot be opened.
+    #[error(transparent)]
+    Checkpoints(#[from] CheckpointError),
+    /// The control log does not fit.
+    #[error(transparent)]
+    Control(#[from] StopReason),
+    /// The system refuses something.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The failure.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Settings and data disagree, or something needs an operator's word.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Time of day now.
+pub fn now() -> Time {
+    system_clock()()
+}
+
+/// The opened data directory.
+pub struct Data {
+    /// Logs by shard.
+    pub logs: Vec<Logs>,
+    /// The same, to close them.
+    embedded: Vec<Arc<EmbeddedLog>>,
+    /// Checkpoints.
+    pub checkpoints: Arc<dyn CheckpointStore>,
+    /// State of the control log.
+    pub control: ControlState,
+    _lock: DataDirLock,
+}
+
+fn random_key() -> Result<HashKey, NodeError> {
+    use std::io::Read;
+    let mut key = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut key))
+        .map_err(|source| NodeError::Io { what: "cannot read /dev/urandom".to_owned(), source })?;
+    Ok(HashKey(key))
+}
+
+fn open_log(
+    dir: &Path,
+    stream: &str,
+    settings: &Settings,
+    fs: &Arc<dyn FileSystem>,
+) -> Result<Arc<EmbeddedLog>, NodeError> {
+    let options =
+        EmbeddedOptions { segment_bytes: settings.log.segment_bytes, ..EmbeddedOptions::default() };
+    let (log, report) =
+        EmbeddedLog::open(&dir.join(stream), stream, options, fs.clone(), system_clock())?;
+    say(stream, &report);
+    Ok(log)
+}
+
+fn say(stream: &str, report: &RecoveryReport) {
+    if report.cut_bytes > 0 {
+        let bytes = report.cut_bytes;
+        tracing::warn!(stream, bytes, "cut a torn end off the log; nothing of it was acknowledged");
+    }
+    for damage in &report.damaged {
+        let (place, from, to) = (&damage.place, damage.from, damage.resume.saturating_sub(1));
+        tracing::error!(stream, place, from, to, "log is damaged; these records cannot be read");
+    }
+}
+
+impl Data {
+    /// Opens or creates a data directory.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn open(settings: &Settings, accept_time_jump: bool) -> Result<Data, NodeError> {
+        Data::open_on(settings, accept_time_jump, Arc::new(RealFs))
+    }
+
+    /// The same on another file system (for the logs), to test failing disks.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn open_on(
+        settings: &Settings,
+        accept_time_jump: bool,
+        fs: Arc<dyn FileSystem>,
+    ) -> Result<Data, NodeError> {
+        let dir = &settings.node.data_dir;
+        let lock = DataDirLock::acquire(dir)?;
+        let log_dir = dir.join("log");
+        let control = open_log(&log_dir, "CONTROL", settings, &fs)?;
+        seed(settings, &*control)?;
+        let mut state = ControlState::default();
+        for (position, change) in control_changes(&*control, 1, None)? {
+            state.apply(position, &change).map_err(NodeError::Refused)?;
+        }
+        let shards = state.seed.as_ref().map_or(settings.node.shards, |seed| seed.shards);
+        if shards != settings.node.shards {
+            return Err(NodeError::Refused(format!(
+                "node.shards is {}, but this data directory was made with {shards}, which never \
+                 changes; set node.shards = {shards}",
+                settings.node.shards
+            )));
+        }
+        check_versions(&state)?;
+        let mut embedded = vec![control.clone()];
+        let mut logs = Vec::new();
+        for shard in 0..shards {
+            let usage = open_log(&log_dir, &format!("USAGE_{shard}"), settings, &fs)?;
+            let out = open_log(&log_dir, &format!("OUT_{shard}"), settings, &fs)?;
+            embedded.extend([usage.clone(), out.clone()]);
+            logs.push(Logs { usage, control: control.clone(), out });
+        }
+        if !accept_time_jump {
+            check_clock(settings, &logs)?;
+        }
+        let options = SledOptions {
+            cache_bytes: settings.checkpoint.cache_bytes,
+            ..SledOptions::new(dir.join("checkpoints"), snapshot::FORMAT)
+        };
+        let (store, report) = SledStore::open(options)?;
+        for moved in &report.moved_aside {
+            let (to, cause) = (moved.to.display(), &moved.cause);
+            tracing::error!(%to, cause, "checkpoints are damaged; moved them aside, rebuilding from the log");
+        }
+        for lost in &report.lost {
+            tracing::warn!(%lost, "a checkpoint is lost; the log is read from an earlier one");
+        }
+        for problem in &report.problems {
+            tracing::warn!(problem, "checkpoint store");
+        }
+        let checkpoints = Arc::new(store);
+        Ok(Data { logs, embedded, checkpoints, control: state, _lock: lock })
+    }
+
+    /// Key of the hashes.
+    pub fn hash_key(&self) -> HashKey {
+        self.control.seed.as_ref().expect("opening seeds the control log").hash_key
+    }
+
+    /// What each shard needs to be opened, and where its progress is seen.
+    pub fn specs(
+        &self,
+        settings: &Settings,
+        accept_time_jump: bool,
+    ) -> Vec<(ShardSpec, watch::Receiver<Progress>)> {
+        let shards = self.logs.len() as u16;
+        let time_jump_max =
+            if accept_time_jump { i64::MAX } else { settings.log.time_jump_max.as_micros() as i64 };
+        let spec = |(shard, logs): (usize, &Logs)| {
+            let (progress, seen) = watch::channel(Progress::default());
+            let spec = ShardSpec {
+                id: ShardId(shard as u16),
+                shards,
+                key: self.hash_key(),
+                logs: logs.clone(),
+                checkpoints: self.checkpoints.clone(),
+                views: ViewSet::DEFAULT,
+                limits: Limits {
+                    events_max: settings.epoch.events_max,
+                    age_max: settings.epoch.age_max,
+                    age_max_loaded: settings.epoch.age_max_loaded,
+                },
+                checkpointing: Checkpointing {
+                    interval: settings.checkpoint.interval,
+                    updates_max: settings.checkpoint.events_max as usize,
+                    base_ratio: settings.checkpoint.base_ratio,
+                },
+                time_jump_max,
+                progress,
+            };
+            (spec, seen)
+        };
+        self.logs.iter().enumerate().map(spec).collect()
+    }
+
+    /// Makes what was appended durable and closes the logs.
+    ///
+    /// # Errors
+    /// When a log had failed.
+    pub fn close(self) -> Result<(), NodeError> {
+        for log in &self.embedded {
+            log.close()?;
+        }
+        Ok(())
+    }
+}
+
+/// Log time follows this machine's clock. A clock that is wrong by days would make the shards forget
+/// ids and refuse events, so a long gap needs somebody's word.
+fn check_clock(settings: &Settings, logs: &[Logs]) -> Result<(), NodeError> {
+    let last = logs.iter().filter_map(|logs| logs.usage.last_time()).max();
+    let most = settings.log.time_jump_max.as_micros() as i64;
+    match last {
+        Some(last) if now().0 > last.0.saturating_add(most) => Err(NodeError::Refused(format!(
+            "the log ends at {last} and this machine's clock says {}; if the clock is right, start \
+             with --accept-time-jump",
+            now()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_versions(state: &ControlState) -> Result<(), NodeError> {
+    let Some(seed) = &state.seed else { return Ok(()) };
+    if seed.decoder > DECODER {
+        return Err(NodeError::Refused(format!(
+            "this data directory uses decoder {}, this binary has {DECODER}; use a newer meterr",
+            seed.decoder
+        )));
+    }
+    if seed.tzdb != tzdb_version() {
+        tracing::warn!(
+            logged = seed.tzdb,
+            compiled_in = tzdb_version(),
+            "another time zone database than the data directory began with; days of zones whose rules \
+             changed are cut anew"
+        );
+    }
+    Ok(())
+}
+
+/// Begins an empty control log with what the settings say. Later the log is the truth.
+fn seed(settings: &Settings, control: &EmbeddedLog) -> Result<(), NodeError> {
+    let known = control_changes(control, 1, None)?;
+    if known.iter().any(|(_, change)| matches!(change, ControlChange::Seed(_))) {
+        return Ok(());
+    }
+    let mut changes = vec![
+        ControlChange::Horizon(HorizonChange { seconds: settings.seed.horizon.as_secs() }),
+        ControlChange::Prices(PricesChange { prices: seed_prices(settings)? }),
+    ];
+    for (org, time_zone) in &settings.seed.time_zones {
+        let (org, time_zone) = (org.clone(), time_zone.clone());
+        changes.push(ControlChange::TimeZone(TimeZoneChange { org, time_zone }));
+    }
+    for view in &settings.views.declare {
+        changes.push(ControlChange::View(declared(view).map_err(NodeError::Refused)?));
+    }
+    changes.retain(|change| !matches!(change, ControlChange::Prices(p) if p.prices.is_empty()));
+    // Last: a crash may keep a prefix of an append. Without the seed record it all is said again,
+    // which changes nothing where it was said before.
+    changes.push(ControlChange::Seed(Seed {
+        shards: settings.node.shards,
+        decoder: DECODER,
+        tzdb: tzdb_version().to_owned(),
+        hash_key: random_key()?,
+    }));
+    let mut messages = Vec::new();
+    for change in changes {
+        let bytes = change.to_bytes();
+        ControlChange::parse(&bytes).map_err(NodeError::Refused)?;
+        messages.push(Message::new("control", bytes));
+    }
+    futures::executor::block_on(control.append(messages))?;
+    Ok(())
+}
+
+/// A declaration as a control record.
+///
+/// # Errors
+/// A sentence naming the wrong dimension.
+pub fn declared(view: &meterr_connectors::api::ViewDeclaration) -> Result<ViewDeclared, String> {
+    use meterr_connectors::api::Window;
+    use meterr_operators::control::WindowSize;
+    let by = view.by.iter().map(|d| d.parse()).collect::<Result<Vec<_>, _>>()?;
+    let window = match view.window {
+        Window::Hour => WindowSize::Hour,
+        Window::Day => WindowSize::Day,
+        Window::Month => WindowSize::Month,
+        Window::All => WindowSize::All,
+    };
+    Ok(ViewDeclared { name: view.name.clone(), by, window })
+}
+
+/// The price book that comes with meterr.
+pub const PRICE_BOOK: &str = include_str!("../../config/price_book.toml");
+
+fn seed_prices(
+    settings: &Settings,
+) -> Result<Vec<meterr_operators::price_book::PriceEntry>, NodeError> {
+    let text = match &settings.seed.prices {
+        None => PRICE_BOOK.to_owned(),
+        Some(path) => std::fs::read_to_string(path).map_err(|source| NodeError::Io {
+            what: format!("cannot read the price book {path:?}"),
+            source,
+        })?,
+    };
+    parse_prices(&text).map_err(NodeError::Refused)
+}
+
+/// Reads a price book: JSON if it begins with a brace, TOML otherwise.
+///
+/// # Errors
+/// A sentence saying what is wrong.
+pub fn parse_prices(text: &str) -> Result<Vec<meterr_operators::price_book::PriceEntry>, String> {
+    let list: PriceList = if text.trim_start().starts_with('{') {
+        serde_json::from_str(text).map_err(|e| format!("price book: {e}"))?
+    } else {
+        toml::from_str(text).map_err(|e| format!("price book: {e}"))?
+    };
+    meterr_operators::price_book::check_entries(&list.prices).map_err(|errors| {
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        all.join("; ")
+    })?;
+    Ok(list.prices)
+}
+
+/// What actors and surfaces share.
+pub struct NodeShared {
+    /// Logs by shard.
+    pub logs: Vec<Logs>,
+    /// Worker threads; a thread that died is replaced in its place.
+    pub workers: RwLock<Vec<crossbeam_channel::Sender<crate::worker::Command>>>,
+    /// Progress by shard.
+    pub progress: Vec<watch::Receiver<Progress>>,
+    /// State by shard.
+    pub states: Vec<Mutex<(crate::lifecycle::State, Option<String>)>>,
+    /// What the control log says.
+    pub control: RwLock<ControlState>,
+    /// Raised with each control record taken in.
+    pub control_seen: watch::Sender<u64>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Longest wait for a position.
+    pub min_position_timeout: Duration,
+    /// Where appends, reads and waits run.
+    pub runtime: tokio::runtime::Handle,
+    /// Serialises control appends that are checked against the state.
+    pub control_lock: tokio::sync::Mutex<()>,
+    /// Raised when the node drains.
+    pub draining: watch::Sender<bool>,
+}
+
+impl NodeShared {
+    /// Worker of a shard.
+    pub fn worker_of(&self, shard: ShardId) -> usize {
+        usize::from(shard.0) % self.workers.read().len()
+    }
+
+    /// Tells the worker of a shard something, waiting while its queue is full.
+    pub async fn tell(&self, shard: ShardId, command: crate::worker::Command) {
+        let index = self.worker_of(shard);
+        self.tell_worker(index, command).await;
+    }
+
+    /// Tells a worker something, waiting while its queue is full. A dead worker hears nothing.
+    pub async fn tell_worker(&self, index: usize, mut command: crate::worker::Command) {
+        loop {
+            let sender = self.workers.read()[index].clone();
+            match sender.try_send(command) {
+                Err(crossbeam_channel::TrySendError::Full(back)) => command = back,
+                _ => return,
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// State of every shard.
+    pub fn status(&self) -> Vec<ShardStatus> {
+        (0..self.logs.len())
+            .map(|at| {
+                let (state, problem) = self.states[at].lock().clone();
+                let progress = *self.progress[at].borrow();
+                ShardStatus {
+                    shard: ShardId(at as u16),
+                    state: state.name().to_owned(),
+                    problem,
+                    epoch: progress.epoch,
+                    usage_position: progress.usage,
+                    usage_head: self.logs[at].usage.head(),
+                    control_position: progress.control,
+                }
+            })
+            .collect()
+    }
+}
