@@ -57,7 +57,8 @@ pub fn serve(
         .build()
         .map_err(io("cannot start the runtime"))?;
     let handle = runtime.handle().clone();
-    let result = actix::System::new().block_on(run(settings, data, accept_time_jump, handle, ready));
+    let result =
+        actix::System::new().block_on(run(settings, data, accept_time_jump, handle, ready));
     // Reads and waits still under way have nobody to answer.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -106,8 +107,9 @@ async fn run(
     let signals = runtime.spawn(shutdown::on_signals(trigger.clone()));
     let service = Service::new(shared.clone());
     let decoders = Decoders { split: split_request, decode: decode_line };
-    let (server, address, serving) = http::serve(http_settings(settings), Arc::new(service.clone()), decoders)
-        .map_err(io(&format!("cannot listen on {}", settings.http.address)))?;
+    let (server, address, serving) =
+        http::serve(http_settings(settings), Arc::new(service.clone()), decoders)
+            .map_err(io(&format!("cannot listen on {}", settings.http.address)))?;
     let serving = actix::spawn(serving);
     ready(Running { address, service, stop: trigger, shared: shared.clone() });
     stopping.wait().await;
@@ -122,7 +124,10 @@ async fn run(
         drop(released.wait_for(|released| *released >= shards).await);
     };
     if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
-        tracing::warn!(seconds = DRAIN_MAX.as_secs(), "draining took too long; ending without it, the log has everything");
+        tracing::warn!(
+            seconds = DRAIN_MAX.as_secs(),
+            "draining took too long; ending without it, the log has everything"
+        );
     }
     reader.abort();
     signals.abort();

@@ -10,9 +10,9 @@ use meterr_operators::money::Atto;
 use meterr_operators::reference::{Reference, Refused, Row};
 use meterr_operators::rollup::{ALL_VIEWS, Declared, Table, View};
 use meterr_operators::shard::Shard;
-use meterr_operators::time::{SLOT, Time};
+use meterr_operators::time::{SLOT, Time, civil_from_days};
 use meterr_operators::usage::Spend;
-use meterr_operators::window::{Zone, hour_instant};
+use meterr_operators::window::hour_instant;
 
 /// Every figure of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,11 +158,13 @@ pub fn rows_of(shard: &Shard) -> (Rows, Changes) {
     let (mut rows, mut changes) = (Rows::new(), Changes::new());
     for view in ALL_VIEWS {
         let name = |member, window| name_of(&shared, view, member, window);
-        read(shared.rollup.table(view), name, &mut rows, &mut changes);
+        let check = |name: &RowName, window| check_start(&shared, form(view).0, name, window);
+        read(shared.rollup.table(view), name, check, &mut rows, &mut changes);
     }
     for view in shared.rollup.declared.iter().flatten() {
         let name = |member, window| declared_name_of(&shared, view, member, window);
-        read(&view.table, name, &mut rows, &mut changes);
+        let check = |name: &RowName, window| check_start(&shared, view.window, name, window);
+        read(&view.table, name, check, &mut rows, &mut changes);
     }
     (rows, changes)
 }
@@ -176,9 +178,16 @@ pub fn declared_of(shard: &Shard) -> BTreeSet<String> {
     set
 }
 
-fn read(table: &Table, name: impl Fn(u32, u32) -> RowName, rows: &mut Rows, changes: &mut Changes) {
+fn read(
+    table: &Table,
+    name: impl Fn(u32, u32) -> RowName,
+    check: impl Fn(&RowName, u32),
+    rows: &mut Rows,
+    changes: &mut Changes,
+) {
     for (member, window, spend) in table.rows() {
         let name = name(member, window);
+        check(&name, window);
         // The other two ways to a row must lead to the same one.
         assert_eq!(table.get(member, window), Some(spend), "{name:?}");
         assert!(table.of_member(member).any(|(w, s)| w == window && s == spend), "{name:?}");
@@ -223,23 +232,35 @@ fn row_name(
     window: u32,
     key: Vec<String>,
 ) -> RowName {
-    let zone = &shared.zones[shared.zone_of(org) as usize];
-    (view, shared.names.org_name(org).to_owned(), window_name(size, window, zone), key)
+    (view, shared.names.org_name(org).to_owned(), window_name(size, window), key)
 }
 
-/// A window as the oracle names it, from what readers are shown: its start with the offset.
-fn window_name(size: WindowSize, window: u32, zone: &Zone) -> String {
-    let (start, instant, cut) = match size {
+/// A window as the oracle names it. By its number alone: a row that went away with a change of its
+/// org's time zone may be of a day the new zone never had.
+fn window_name(size: WindowSize, window: u32) -> String {
+    let (year, month, date) = match size {
         WindowSize::All => return String::new(),
         WindowSize::Hour => return hour_instant(window).to_string(),
-        WindowSize::Day => (zone.day_start(window), zone.day_instant(window), 10),
-        WindowSize::Month => (zone.month_start(window), zone.month_instant(window), 7),
+        WindowSize::Day => civil_from_days(i64::from(window)),
+        WindowSize::Month => (1970 + i64::from(window / 12), i64::from(window % 12) + 1, 1),
     };
+    let date = format!("{year:04}-{month:02}-{date:02}");
+    date[..if size == WindowSize::Day { 10 } else { 7 }].to_owned()
+}
+
+/// What readers are shown as the start of a window is its first instant, in its org's zone.
+fn check_start(shared: &Shared, size: WindowSize, name: &RowName, window: u32) {
+    let (_, org, label, _) = name;
+    let zone = &shared.zones[shared.zone_of(shared.names.org(org).unwrap()) as usize];
+    let (start, instant) = match size {
+        WindowSize::All | WindowSize::Hour => return,
+        WindowSize::Day => (zone.day_start(window), zone.day_instant(window)),
+        WindowSize::Month => (zone.month_start(window), zone.month_instant(window)),
+    };
+    assert!(start.starts_with(label), "{}: {start} is no start of {label}", zone.name());
     assert_eq!(Time::parse(&start), Ok(instant), "{}: {start}", zone.name());
-    // The start is the first instant of the window, not a later one.
-    let before = Time(instant.0 - SLOT).slot();
     let first_day = zone.day(instant.slot());
     assert!(size == WindowSize::Month || first_day == window, "{}: {start}", zone.name());
-    assert!(zone.day(before) < first_day, "{}: {start} is no start", zone.name());
-    start[..cut].to_owned()
+    let before = zone.day(Time(instant.0 - SLOT).slot());
+    assert!(before < first_day, "{}: {label} starts before {start}", zone.name());
 }
