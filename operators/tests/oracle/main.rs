@@ -18,6 +18,8 @@
 //! property for seeds 0 to 499 instead of its few; `METERR_ORACLE_SEEDS=1000..2000` for those.
 #![allow(clippy::unwrap_used)]
 
+mod laws;
+mod restore;
 mod run;
 mod show;
 mod shrink;
