@@ -18,7 +18,9 @@
 //! property for seeds 0 to 499 instead of its few; `METERR_ORACLE_SEEDS=1000..2000` for those.
 #![allow(clippy::unwrap_used)]
 
+mod ids;
 mod laws;
+mod regressions;
 mod restore;
 mod run;
 mod show;
