@@ -487,7 +487,7 @@ mod tests {
             for _ in 0..3_000 {
                 n += 1;
                 live.admit(id(n), 0, 7, at(n as u64));
-                if n % 5 == 0 && n > 4_000 {
+                if n.is_multiple_of(5) && n > 4_000 {
                     live.admit(id(n - 4_000), 1 + hour as u32, 8, at(n as u64));
                 }
             }

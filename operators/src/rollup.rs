@@ -175,7 +175,7 @@ impl Table {
                     self.heads.resize(member as usize + 1, NONE);
                 }
                 let next = std::mem::replace(&mut self.heads[member as usize], at);
-                if at as usize % BLOCK == 0 {
+                if (at as usize).is_multiple_of(BLOCK) {
                     self.blocks.push(Vec::with_capacity(BLOCK));
                 }
                 let row = Row { member, window, next, listed: 0, spend: Spend::default() };
