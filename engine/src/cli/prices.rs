@@ -65,6 +65,13 @@ fn list(args: &PricesListArgs, console: &mut Console) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let entries: Vec<PriceEntry> = client.list(&answer, "prices")?;
+    if entries.is_empty() {
+        match &args.model {
+            Some(model) => writeln!(console.out, "no price of model {model:?}")?,
+            None => writeln!(console.out, "the price book is empty")?,
+        }
+        return Ok(Exit::Done);
+    }
     let used = |at: &usize| entries.iter().any(|entry| entry.written()[*at].is_some());
     let fields: Vec<usize> = (0..PRICE_FIELDS.len()).filter(used).collect();
     let mut columns: Vec<String> = KEY_COLUMNS.iter().map(|column| (*column).to_owned()).collect();
