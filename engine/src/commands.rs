@@ -128,7 +128,11 @@ impl Commands for Engine {
                         m.usage_position.to_string(),
                         m.control_position.to_string(),
                         count(m.bytes as i64),
-                        m.log_time().to_string(),
+                        // Before the first record there is no log time.
+                        match m.usage_position {
+                            0 => "-".to_owned(),
+                            _ => m.log_time().to_string(),
+                        },
                     ]);
                 }
                 table.print(&mut *console.out)?;

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::args::{PricesCommand, PricesListArgs, PricesSetArgs};
 use super::client::{Client, Method, Query};
-use super::table::{Table, count};
+use super::table::{Table, busy_positions, count};
 use super::{ClientError, Console, Exit, UsageError};
 
 /// Rows of the comparison shown to people.
@@ -338,7 +338,8 @@ fn price_change(change: &PriceChange) -> String {
 fn show_effect(effect: &PriceEffect, console: &mut Console) -> anyhow::Result<()> {
     let out = &mut console.out;
     if effect.orgs == 0 {
-        writeln!(out, "no usage so far changes its cost (as of {})", effect.as_of)?;
+        let as_of = busy_positions(effect.as_of.clone());
+        writeln!(out, "no usage so far changes its cost (as of {as_of})")?;
         return Ok(());
     }
     let mut table = Table::new(&["org", ">events", ">cost before", ">cost after", ">difference"]);
@@ -361,7 +362,7 @@ fn show_effect(effect: &PriceEffect, console: &mut Console) -> anyhow::Result<()
         ]);
     }
     table.print(out)?;
-    writeln!(out, "cost in usd, as of {}", effect.as_of)?;
+    writeln!(out, "cost in usd, as of {}", busy_positions(effect.as_of.clone()))?;
     Ok(())
 }
 

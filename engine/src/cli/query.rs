@@ -1,13 +1,12 @@
 //! `meterr query`, `top` and `unpriced`: questions that are answered by a table.
 
 use meterr_connectors::api::{Figures, UnpricedRow};
-use meterr_operators::ids::Positions;
 use meterr_operators::time::Time;
 use serde_json::Value;
 
 use super::args::{QueryArgs, TopArgs, TopByArg, UnpricedArgs, WindowArg};
 use super::client::{Client, Query, path};
-use super::table::{self, Table, count, harmless};
+use super::table::{self, Table, busy_positions, count, harmless};
 use super::{ClientError, Console, Exit};
 
 /// Most rows the server gives in one page.
@@ -116,10 +115,14 @@ pub(super) fn top(args: &TopArgs, console: &mut Console) -> anyhow::Result<Exit>
     if figures.is_empty() {
         let of = match args.at {
             _ if args.window == WindowArg::All => "so far".to_owned(),
-            None => format!(
-                "in this {}; --at DATE shows another, --window all everything",
-                args.window.name()
-            ),
+            None => {
+                let this = match args.window {
+                    WindowArg::Hour => "in this hour",
+                    WindowArg::Day => "today",
+                    WindowArg::Month | WindowArg::All => "in this month",
+                };
+                format!("{this}; --at DATE shows another, --window all everything")
+            }
             Some(at) => format!("in the {} of {at}", args.window.name()),
         };
         writeln!(console.out, "no spend {of}")?;
@@ -211,13 +214,8 @@ fn unpriced_hint(
 /// Says up to where the answer counts, in the form `--min-position` takes.
 fn as_of(answer: &Value, console: &mut Console) -> anyhow::Result<()> {
     if let Some(position) = answer.get("as_of").and_then(Value::as_str) {
-        // A shard that nothing has come to needs no waiting for, and there may be hundreds.
-        let shown = position.parse::<Positions>().map(|mut positions| {
-            positions.shards.retain(|(_, position)| *position > 0);
-            positions.to_string()
-        });
-        let shown = shown.ok().filter(|shown| !shown.is_empty());
-        writeln!(console.out, "as of {}", shown.unwrap_or_else(|| harmless(position)))?;
+        let shown = position.parse().map_or_else(|_| harmless(position), busy_positions);
+        writeln!(console.out, "as of {shown}")?;
     }
     Ok(())
 }
@@ -329,7 +327,7 @@ mod tests {
         let ran = run(&["top", "--url", &url]);
         assert_eq!(
             ran.out,
-            "no spend in this day; --at DATE shows another, --window all everything\nas of 1:7,c:3\n"
+            "no spend today; --at DATE shows another, --window all everything\nas of 1:7,c:3\n"
         );
         let ran = run(&["top", "--at", "2026-01-02", "--url", &url]);
         assert!(

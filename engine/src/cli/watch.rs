@@ -10,7 +10,7 @@ use super::args::{WatchArgs, WindowArg};
 use super::client::{Client, path};
 use super::query::{key_shown, window_shown};
 use super::sse::{Event, Events};
-use super::table::{cost, count, harmless};
+use super::table::{busy_positions, cost, count, harmless};
 use super::{Console, Exit};
 
 /// Wait before coming back after an interruption; doubles while nothing arrives.
@@ -111,7 +111,8 @@ fn print_rows(
         return Err(client.strange("no \"views\" in an event".to_owned()).into());
     };
     let as_of = data.get("as_of").and_then(Value::as_str).unwrap_or("?");
-    writeln!(console.out, "{kind} as of {}", harmless(as_of))?;
+    let as_of = as_of.parse().map_or_else(|_| harmless(as_of), busy_positions);
+    writeln!(console.out, "{kind} as of {as_of}")?;
     let mut lines = 0;
     for view in views.keys() {
         let rows: Vec<Row> = client.list(&data["views"], view)?;
@@ -244,12 +245,12 @@ mod tests {
     fn an_org_without_spend_says_so_and_another_form_is_recognised() {
         let server = Server::new(vec![
             events(
-                "id: 3-7\nevent: snapshot\ndata: {\"as_of\":\"3:0\",\"views\":{\"org_all\":[]}}\n\n",
+                "id: 3-7\nevent: snapshot\ndata: {\"as_of\":\"3:0,c:1\",\"views\":{\"org_all\":[]}}\n\n",
             ),
             events("id: 3-7\nevent: snapshot\ndata: {\"rows\":[]}\n\n"),
         ]);
         let ran = run(&["watch", "acme", "--events", "1", "--url", &server.url()]);
-        assert_eq!(ran.out, "snapshot as of 3:0\n  no spend yet\n");
+        assert_eq!(ran.out, "snapshot as of c:1\n  no spend yet\n");
         let ran = run(&["watch", "acme", "--events", "1", "--url", &server.url()]);
         assert!(ran.err.contains("no \"views\" in an event"), "{}", ran.err);
     }
