@@ -122,7 +122,7 @@ fn from_views(shared: &Shared, org: u32, user: Option<u32>, query: &SpendQuery) 
     for member in list {
         let key = match query.by {
             GroupBy::None => None,
-            _ => crate::wire::key_of(shared, view as u32, *member).map(|key| key.into_owned()),
+            _ => crate::wire::key_of(shared, view, *member).map(str::to_owned),
         };
         for (window, spend) in shared.rollup.table(view).of_member(*member) {
             groups.insert((window, key.clone()), spend.clone());
