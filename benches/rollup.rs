@@ -21,9 +21,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use meterr_operators::rollup::ViewSet;
 use support::floor::{Done, Floor};
-use support::measure::{
-    Watch, asked_for, flag, median, memory, option, own_memory, record,
-};
+use support::measure::{Watch, asked_for, flag, median, memory, option, own_memory, record};
 use support::operators::{Operators, THREE};
 use support::spend1::{self, STEP, Views};
 
@@ -61,7 +59,15 @@ fn all() -> Result<()> {
     let mut costs = [const { Vec::new() }; 3];
     println!(
         "{:8} {:>5} {:>9} {:>9} {:>9} {:>8} {:>10} {:>10} {:>9}  checked",
-        "case", "round", "CPU us/ev", "wall s", "ev/s wall", "B/event", "changed", "reprice s", "repriced"
+        "case",
+        "round",
+        "CPU us/ev",
+        "wall s",
+        "ev/s wall",
+        "B/event",
+        "changed",
+        "reprice s",
+        "repriced"
     );
     for round in 1..=rounds {
         for (case, costs) in cases.iter().zip(&mut costs) {
@@ -138,8 +144,18 @@ fn round(case: &str) -> Result<()> {
         cpu += c;
         if repetitions > 1 {
             let rate = c * 1e6 / lines as f64;
-            println!("{case:8} part {:>2} of {repetitions}: {rate:.2} us CPU an event", repetition + 1);
-            record("rollup", &format!("{case}-x{repetitions}"), repetition, "cpu", rate, "us/event");
+            println!(
+                "{case:8} part {:>2} of {repetitions}: {rate:.2} us CPU an event",
+                repetition + 1
+            );
+            record(
+                "rollup",
+                &format!("{case}-x{repetitions}"),
+                repetition,
+                "cpu",
+                rate,
+                "us/event",
+            );
         }
     }
     let events = lines * repetitions;

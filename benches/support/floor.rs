@@ -129,8 +129,7 @@ impl Floor {
         let model = *self.models.get(line.model).context("a model of SPEND-1")?;
         let (day, month) = day_and_month(line.time).context("a time of SPEND-1")?;
         let mut price = MODELS[model as usize].2;
-        if self.halved_from.is_some_and(|from| day >= from)
-            && MODELS[model as usize].1 == REPRICED
+        if self.halved_from.is_some_and(|from| day >= from) && MODELS[model as usize].1 == REPRICED
         {
             price = price.map(|p| p / 2);
         }
@@ -187,10 +186,7 @@ fn day_and_month(time: &str) -> Option<(u32, u32)> {
     let digit = |at: usize| u32::from(date[at].wrapping_sub(b'0'));
     let year = digit(0) * 1000 + digit(1) * 100 + digit(2) * 10 + digit(3);
     let (month, date) = (digit(5) * 10 + digit(6), digit(8) * 10 + digit(9));
-    let days = meterr_operators::time::days_from_civil(
-        i64::from(year),
-        i64::from(month),
-        i64::from(date),
-    );
+    let days =
+        meterr_operators::time::days_from_civil(i64::from(year), i64::from(month), i64::from(date));
     Some((u32::try_from(days).ok()?, (year.checked_sub(1970)?) * 12 + month.checked_sub(1)?))
 }

@@ -57,8 +57,7 @@ pub fn disk_usage(directory: &Path) -> Result<u64> {
         let entry = entry?;
         // A file may go away while it is looked at: the server is at work.
         let Ok(about) = entry.metadata() else { continue };
-        bytes +=
-            if about.is_dir() { disk_usage(&entry.path())? } else { about.blocks() * 512 };
+        bytes += if about.is_dir() { disk_usage(&entry.path())? } else { about.blocks() * 512 };
     }
     Ok(bytes)
 }

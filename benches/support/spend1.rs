@@ -140,11 +140,7 @@ impl Views {
         ] {
             let key = found.keys().chain(wanted.keys()).find(|k| found.get(*k) != wanted.get(*k));
             if let Some(key) = key {
-                bail!(
-                    "{view}, {key:?}: {:?} instead of {:?}",
-                    found.get(key),
-                    wanted.get(key)
-                );
+                bail!("{view}, {key:?}: {:?} instead of {:?}", found.get(key), wanted.get(key));
             }
         }
         Ok(())
