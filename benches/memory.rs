@@ -58,7 +58,7 @@ fn all() -> Result<()> {
             bail!("part {part} failed");
         }
         for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let (name, bytes) = line.split_once(' ').context("a name and bytes")?;
+            let (name, bytes) = line.rsplit_once(' ').context("a name and bytes")?;
             found.insert(name.to_owned(), bytes.parse()?);
         }
     }
