@@ -183,6 +183,12 @@ fn drive(running: &Running, args: &DemoArgs, console: &mut Console) -> anyhow::R
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+    // Until it is committed, not only durable.
+    running
+        .shared
+        .runtime
+        .block_on(running.service.top(everything(&position)))
+        .context("the events did not reach the views")?;
     let took = began.elapsed();
     if live {
         draw(running, &position, sent, requests.len(), lines_shown, console)?;
@@ -221,20 +227,24 @@ fn publish(
     Ok(())
 }
 
+fn everything(position: &Positions) -> TopQuery {
+    TopQuery {
+        by: TopBy::Org,
+        window: Window::All,
+        at: None,
+        n: 1,
+        org: None,
+        min_position: Some(position.clone()),
+    }
+}
+
 fn top(
     running: &Running,
     by: TopBy,
     n: usize,
     position: &Positions,
 ) -> anyhow::Result<Vec<TopRow>> {
-    let query = TopQuery {
-        by,
-        window: Window::All,
-        at: None,
-        n,
-        org: None,
-        min_position: Some(position.clone()),
-    };
+    let query = TopQuery { by, n, ..everything(position) };
     Ok(running.shared.runtime.block_on(running.service.top(query))?.0)
 }
 
@@ -331,7 +341,7 @@ fn summary(
     }
     writeln!(
         console.out,
-        "{} events in {:.1} s, durable and in every view; {total} USD in all",
+        "{} events in {:.2} s, durable and in every view; {total} USD in all",
         count(sent as i64),
         took.as_secs_f64()
     )?;

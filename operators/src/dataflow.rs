@@ -154,9 +154,6 @@ impl Shared {
     /// Gives an org that just got a number the zone set for its name before.
     fn zone_new_orgs(&mut self) {
         let orgs = &self.names.names().orgs;
-        if self.zone_names.is_empty() {
-            return;
-        }
         for org in &orgs[self.org_zones.len()..] {
             self.org_zones.push(self.zone_names.get(&**org).copied().unwrap_or(0));
         }
@@ -324,11 +321,8 @@ impl Flow {
                 shared.zones.len() as u32 - 1
             }
         };
-        // Orgs numbered before the first zone was set have UTC.
-        let orgs = shared.names.names().orgs.len();
-        if shared.org_zones.len() < orgs {
-            shared.org_zones.resize(orgs, 0);
-        }
+        // Before the new zone is known by name: orgs restored without any usage have theirs to come.
+        shared.zone_new_orgs();
         shared.zone_names.insert(org.to_owned(), new);
         let Some(number) = shared.names.org(org) else { return Ok(()) };
         let old = std::mem::replace(&mut shared.org_zones[number as usize], new);
@@ -542,7 +536,11 @@ fn apply<C>(
                 let zone = shared.zone_of(shared.names.names().rates[*rate as usize].org);
                 cursor.rewind_keys(storage);
                 seek(cursor, storage, *rate, *from, *to, &mut |key, usage| {
-                    give(priced(key, zone, NONE, usage, delta));
+                    let priced = priced(key, zone, NONE, usage, delta);
+                    // A price of meters the row does not use: it would be reported as changed.
+                    if !priced.spend.is_nothing() {
+                        give(priced);
+                    }
                 });
             }
         }
