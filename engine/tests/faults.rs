@@ -17,9 +17,11 @@ use meterr_connectors::checkpoint_memory::MemoryCheckpointStore;
 use meterr_connectors::embedded::{EmbeddedLog, EmbeddedOptions, FaultFs};
 use meterr_connectors::log::{Log, LogError, Message};
 use meterr_engine::epoch::Limits;
-use meterr_engine::live::{Checkpointing, LiveShard, Logs, Progress, ShardSpec, StopReason, control_changes};
-use meterr_engine::{snapshot, verify};
+use meterr_engine::live::{
+    Checkpointing, LiveShard, Logs, Progress, ShardSpec, StopReason, control_changes,
+};
 use meterr_engine::worker::timely_worker;
+use meterr_engine::{snapshot, verify};
 use meterr_operators::event::HashKey;
 use meterr_operators::histories::{HistoryOptions, Step, history};
 use meterr_operators::ids::ShardId;
@@ -59,7 +61,11 @@ impl World {
         let open = |stream: &str| {
             let clock = self.clock.clone();
             // Small segments, so that faults fall on their ends too.
-            let options = EmbeddedOptions { segment_bytes: 4096, tail_bytes: 2048, ..EmbeddedOptions::default() };
+            let options = EmbeddedOptions {
+                segment_bytes: 4096,
+                tail_bytes: 2048,
+                ..EmbeddedOptions::default()
+            };
             let now = move || Time(clock.load(std::sync::atomic::Ordering::Relaxed));
             let dir = Path::new("/data").join(stream);
             let fs = Arc::new(self.fs.clone());
@@ -229,7 +235,9 @@ fn nothing_acknowledged_is_lost_by_failing_disks_and_lost_power() {
         assert!(report.events > 0 || acknowledged.is_empty(), "seed {seed}");
         stops += world.stops.len();
         let clear = |stop: &String| {
-            ["stopped after a failed write", "power lost", "cannot", "log "].iter().any(|w| stop.contains(w))
+            ["stopped after a failed write", "power lost", "cannot", "log "]
+                .iter()
+                .any(|w| stop.contains(w))
         };
         assert!(world.stops.iter().all(clear), "seed {seed}: {:?}", world.stops);
     }
