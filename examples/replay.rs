@@ -51,10 +51,9 @@ fn replay_twice(url: &str) -> anyhow::Result<()> {
         let url = format!("{url}/v1/orgs/replay/spend?window=all&min_position={position}");
         let answer: Value = ureq::get(url).call()?.body_mut().read_to_string()?.parse()?;
         let row = &answer["rows"][0];
-        println!(
-            "{pass} pass: {} events, {} USD, as of {}",
-            row["events"], row["cost"], answer["as_of"]
-        );
+        let text = |value: &Value| value.as_str().unwrap_or("none").to_owned();
+        let (cost, as_of) = (text(&row["cost"]), text(&answer["as_of"]));
+        println!("{pass} pass: {} events, {cost} USD, as of {as_of}", row["events"]);
     }
     Ok(())
 }

@@ -142,8 +142,8 @@ fn line(view: &str, row: &Row) -> String {
         line.push_str("nothing any more");
         return line;
     }
-    let events = count(row.figures.events);
-    line.push_str(&format!("{events:>11} events  {} usd", cost(row.figures.cost)));
+    let (events, s) = (count(row.figures.events), if row.figures.events == 1 { ' ' } else { 's' });
+    line.push_str(&format!("{events:>11} event{s}  {} usd", cost(row.figures.cost)));
     if row.figures.unpriced_events != 0 {
         line.push_str(&format!("  {} unpriced", count(row.figures.unpriced_events)));
     }
@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
         let expected = [
             "change as of 3:9,c:1",
-            "  org_all        all                                                     1 events  - usd  1 unpriced",
+            "  org_all        all                                                     1 event   - usd  1 unpriced",
             "  team           2026-01-02T00:00:00+01:00 [\"u\",\"x\"]                          2 events  3 usd",
             "  user_day       2026-01-02           u\\u{1b}                        1,200 events  3 usd  3 unpriced",
             "  user_day       2026-01-02           (none)                   nothing any more",
