@@ -178,6 +178,10 @@ pub trait Log: Send + Sync + 'static {
 
     /// Resolves once the head is beyond `position`, or the log is poisoned or closed.
     fn wait_beyond(&self, position: u64) -> BoxFuture<'static, ()>;
+
+    /// The failure that poisoned the log, if one did: nothing more is acknowledged until it is opened
+    /// anew.
+    fn failure(&self) -> Option<LogError>;
 }
 
 /// Where a log takes its time from. Injected, so that tests and simulation own the clock.

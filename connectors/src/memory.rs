@@ -298,6 +298,11 @@ impl Log for MemoryLog {
             }
         })
     }
+
+    fn failure(&self) -> Option<LogError> {
+        let state = self.shared.state.lock();
+        state.poisoned.as_ref().map(|cause| self.shared.poisoned(cause))
+    }
 }
 
 #[cfg(test)]

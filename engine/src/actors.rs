@@ -333,7 +333,14 @@ async fn read(shared: Arc<NodeShared>, shard: ShardId, mut from: u64, events: mp
         match usage.read(from, READ_BYTES).await {
             Ok(records) => {
                 let Some(last) = records.last() else {
-                    // Woken without a record: the log takes no more. Reads go on as asked.
+                    // Woken without a record: the log takes no more. Everything before the failure
+                    // has been handed on, so the shard commits it and then stands still; whoever
+                    // watches must be told.
+                    if let Some(error) = usage.failure() {
+                        drop(events.send(Event::Stopped(shard, error.into())).await);
+                        return;
+                    }
+                    // It is being closed.
                     if usage.head() < from {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }

@@ -381,4 +381,9 @@ impl Log for EmbeddedLog {
             let _ = progress.wait_for(|p| p.stopped || p.head > position).await;
         })
     }
+
+    fn failure(&self) -> Option<LogError> {
+        let stream = self.shared.identity.log.stream.clone();
+        self.poisoned().map(|cause| LogError::Poisoned { stream, cause })
+    }
 }
