@@ -48,7 +48,7 @@ fn run() -> Result<()> {
     let path = spend1::path()?;
     let text = std::fs::read(&path)?;
     let expected = Views::expected(&path)?;
-    let mut floor = Floor::new(Some(20_468));
+    let mut floor = Floor::new(Some(spend1::REPRICED_DAY));
     floor.step(&text, &mut Done::default())?;
     let repriced = floor.views();
     drop(floor);

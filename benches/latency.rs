@@ -3,7 +3,8 @@
 //!
 //! Data: 2,000 events of one org, one at a time, to the real binary over loopback; one subscriber to
 //! the org's stream. Two syncs in a row are in every figure: of the usage log before the answer, of
-//! the output log before the change is shown. `fsync` is one such sync without a server.
+//! the output log before the change is shown. `fsync` is one such sync of a file of the bench's own, in
+//! between. All of it is wall time: on a machine that others use, p99 and max are theirs.
 //!
 //! ```sh
 //! cargo bench --bench latency

@@ -29,9 +29,6 @@ use support::spend1::{self, STEP, Views};
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Day of [`spend1::REPRICED_FROM`] since 1970.
-const REPRICED_DAY: u32 = 20_468;
-
 fn main() -> ExitCode {
     if !asked_for() {
         println!("run by `cargo bench --bench rollup`");
@@ -214,7 +211,7 @@ fn round(case: &str) -> Result<()> {
 
 /// What the views must be after the price change, recomputed from all events by the other program.
 fn repriced(text: &[u8]) -> Result<Views> {
-    let mut floor = Floor::new(Some(REPRICED_DAY));
+    let mut floor = Floor::new(Some(spend1::REPRICED_DAY));
     floor.step(text, &mut Done::default())?;
     Ok(floor.views())
 }

@@ -12,10 +12,9 @@ use support::ingest::{Sending, check, load, reprice};
 use support::latency::measure;
 use support::operators::{Operators, THREE};
 use support::server::Server;
-use support::spend1::{halved, lines, repetition, small, steps};
-
-/// Day of the price change since 1970.
-const REPRICED_DAY: u32 = 20_468;
+use support::spend1::{
+    REPRICED_DAY, REPRICED_FROM, day_text, halved, lines, repetition, small, steps,
+};
 
 fn floor(text: &[u8], halved_from: Option<u32>, step: usize) -> (Floor, Done) {
     let (mut floor, mut done) = (Floor::new(halved_from), Done::default());
@@ -45,6 +44,11 @@ fn rollup_shows_what_the_program_by_hand_shows() {
         assert!(ours.views() != by_hand.views());
         ours.views().check(&after.views()).unwrap();
     }
+}
+
+#[test]
+fn the_price_changes_on_the_day_named() {
+    assert_eq!(REPRICED_FROM, format!("{}T00:00:00Z", day_text(REPRICED_DAY)));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One event at a time, from the request until a subscriber has read the change.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::time::{Instant, SystemTime};
@@ -21,7 +21,7 @@ pub struct Latencies {
     pub view: Vec<f64>,
     /// From before the request is written until its answer is read, in requests of their own.
     pub acknowledged: Vec<f64>,
-    /// What `fdatasync` of an append of 200 bytes takes in the same directory, without a server.
+    /// What `fdatasync` of an append of 200 bytes takes in the same directory, in between.
     pub fsync: Vec<f64>,
 }
 
@@ -30,8 +30,8 @@ pub struct Latencies {
 /// # Errors
 /// When the server fails, or shows another number of events than were sent.
 pub fn measure(server: &Server, directory: &Path, events: usize) -> Result<Latencies> {
-    let mut latencies =
-        Latencies { fsync: fsync(directory, events.min(500))?, ..Latencies::default() };
+    let mut latencies = Latencies::default();
+    let mut probe = Probe::new(directory)?;
     let mut subscription = Subscription::open(server.address, &format!("/v1/orgs/{ORG}/stream"))?;
     subscription.next("snapshot")?;
     let mut client = Client::connect(server.address)?;
@@ -43,6 +43,8 @@ pub fn measure(server: &Server, directory: &Path, events: usize) -> Result<Laten
         last = subscription.next("change")?;
         latencies.view.push(sent.elapsed().as_secs_f64() * 1e3);
         answered(&mut client)?;
+        // In between, since what the disk does changes from minute to minute.
+        latencies.fsync.push(probe.sync()?);
     }
     let wanted = format!("\"events\":{events},");
     if !last.contains(&wanted) {
@@ -79,17 +81,21 @@ fn event(id: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What syncing costs here.
-fn fsync(directory: &Path, times: usize) -> Result<Vec<f64>> {
-    let path = directory.join("fsync-probe");
-    let mut file = OpenOptions::new().create(true).append(true).open(&path).context("a probe")?;
-    let mut all = Vec::with_capacity(times);
-    for _ in 0..times {
-        file.write_all(&[b'x'; 200])?;
-        let started = Instant::now();
-        file.sync_data()?;
-        all.push(started.elapsed().as_secs_f64() * 1e3);
+/// A file of its own in the same directory, to see what syncing costs there.
+struct Probe(File);
+
+impl Probe {
+    fn new(directory: &Path) -> Result<Probe> {
+        let path = directory.join("fsync-probe");
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        Ok(Probe(file.context("a file to try syncing on")?))
     }
-    std::fs::remove_file(&path)?;
-    Ok(all)
+
+    /// Appends and syncs; milliseconds of the sync.
+    fn sync(&mut self) -> Result<f64> {
+        self.0.write_all(&[b'x'; 200])?;
+        let started = Instant::now();
+        self.0.sync_data()?;
+        Ok(started.elapsed().as_secs_f64() * 1e3)
+    }
 }

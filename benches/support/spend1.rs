@@ -38,6 +38,8 @@ pub const MODELS: [(&str, &str, [i64; 3]); 16] = [
 pub const REPRICED: &str = "gpt-4o-mini";
 /// First instant of the new price.
 pub const REPRICED_FROM: &str = "2026-01-15T00:00:00Z";
+/// The same as days since 1970.
+pub const REPRICED_DAY: u32 = 20_468;
 
 /// The price book of SPEND-1.
 pub fn prices() -> Vec<PriceEntry> {
