@@ -392,6 +392,9 @@ impl Handler<WriteCheckpoint> for CheckpointActor {
         {
             tracing::warn!(%shard, %error, "old checkpoints could not be pruned");
         }
+        for notice in self.store.take_notices() {
+            tracing::error!(notice, "checkpoint store; what is missing is rebuilt from the log");
+        }
         match &written {
             Ok(()) => {
                 self.metrics[usize::from(shard.0)].checkpoint(started.elapsed(), manifest.bytes);

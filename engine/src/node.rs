@@ -177,15 +177,8 @@ impl Data {
             ..SledOptions::new(dir.join("checkpoints"), snapshot::FORMAT)
         };
         let (store, report) = SledStore::open(options)?;
-        for moved in &report.moved_aside {
-            let (to, cause) = (moved.to.display(), &moved.cause);
-            tracing::error!(%to, cause, "checkpoints are damaged; moved them aside, rebuilding from the log");
-        }
-        for lost in &report.lost {
-            tracing::warn!(%lost, "a checkpoint is lost; the log is read from an earlier one");
-        }
-        for problem in &report.problems {
-            tracing::warn!(problem, "checkpoint store");
+        for notice in report.notices() {
+            tracing::error!(notice, "checkpoint store; what is missing is rebuilt from the log");
         }
         let checkpoints = Arc::new(store);
         Ok(Data { logs, embedded, checkpoints, control: state, _lock: lock })

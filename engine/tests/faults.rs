@@ -7,29 +7,24 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::executor::block_on;
 use meterr_connectors::checkpoint::CheckpointStore;
 use meterr_connectors::checkpoint_memory::MemoryCheckpointStore;
 use meterr_connectors::embedded::{EmbeddedLog, EmbeddedOptions, FaultFs};
 use meterr_connectors::log::{Log, LogError, Message};
-use meterr_engine::epoch::Limits;
-use meterr_engine::live::{
-    Checkpointing, LiveShard, Logs, Progress, ShardSpec, StopReason, control_changes,
-};
+use meterr_engine::live::{LiveShard, Logs, ShardSpec, StopReason, control_changes};
 use meterr_engine::worker::timely_worker;
 use meterr_engine::{snapshot, verify};
-use meterr_operators::event::HashKey;
 use meterr_operators::histories::{HistoryOptions, Step, history};
-use meterr_operators::ids::ShardId;
 use meterr_operators::rng::Rng;
-use meterr_operators::rollup::ViewSet;
 use meterr_operators::time::Time;
 use timely::worker::Worker;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 struct Node {
     logs: [Arc<EmbeddedLog>; 3],
@@ -76,26 +71,7 @@ impl World {
 
     fn spec(&self, logs: &[Arc<EmbeddedLog>; 3]) -> ShardSpec {
         let [usage, control, out] = logs.clone();
-        ShardSpec {
-            id: ShardId(0),
-            shards: 1,
-            key: HashKey([9; 16]),
-            logs: Logs { usage, control, out },
-            checkpoints: self.store.clone(),
-            views: ViewSet::DEFAULT,
-            limits: Limits {
-                events_max: 20,
-                age_max: Duration::from_secs(3600),
-                age_max_loaded: Duration::from_secs(3600),
-            },
-            checkpointing: Checkpointing {
-                interval: Duration::from_secs(3600),
-                updates_max: usize::MAX,
-                base_ratio: 0.5,
-            },
-            time_jump_max: i64::MAX,
-            progress: watch::channel(Progress::default()).0,
-        }
+        support::only_shard(Logs { usage, control, out }, self.store.clone(), 20)
     }
 
     fn node(&mut self) -> &mut Node {

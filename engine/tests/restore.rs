@@ -9,26 +9,24 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::executor::block_on;
 use meterr_connectors::checkpoint::CheckpointStore;
 use meterr_connectors::checkpoint_memory::MemoryCheckpointStore;
 use meterr_connectors::log::{Log, Message};
 use meterr_connectors::memory::MemoryLog;
-use meterr_engine::epoch::Limits;
-use meterr_engine::live::{Checkpointing, LiveShard, Logs, Progress, ShardSpec, control_changes};
+use meterr_engine::live::{LiveShard, Logs, ShardSpec, control_changes};
 use meterr_engine::snapshot;
 use meterr_engine::wire::Commit;
 use meterr_engine::worker::timely_worker;
-use meterr_operators::event::HashKey;
 use meterr_operators::histories::{HistoryOptions, Step, history};
 use meterr_operators::ids::ShardId;
 use meterr_operators::rng::Rng;
-use meterr_operators::rollup::ViewSet;
 use timely::worker::Worker;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 struct World {
     usage: MemoryLog,
@@ -57,26 +55,7 @@ impl World {
             control: Arc::new(self.control.clone()),
             out: Arc::new(self.out.clone()),
         };
-        ShardSpec {
-            id: ShardId(0),
-            shards: 1,
-            key: HashKey([7; 16]),
-            logs,
-            checkpoints: self.store.clone(),
-            views: ViewSet::DEFAULT,
-            limits: Limits {
-                events_max: 1_000_000,
-                age_max: Duration::from_secs(3600),
-                age_max_loaded: Duration::from_secs(3600),
-            },
-            checkpointing: Checkpointing {
-                interval: Duration::from_secs(3600),
-                updates_max: usize::MAX,
-                base_ratio: 0.5,
-            },
-            time_jump_max: i64::MAX,
-            progress: watch::channel(Progress::default()).0,
-        }
+        support::only_shard(logs, self.store.clone(), 1_000_000)
     }
 
     fn live(&mut self) -> &mut LiveShard {

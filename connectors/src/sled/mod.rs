@@ -104,6 +104,15 @@ pub struct OpenReport {
 }
 
 impl OpenReport {
+    /// All of it as sentences, for a log.
+    pub fn notices(&self) -> Vec<String> {
+        let moved = self.moved_aside.iter().map(|moved| {
+            format!("damaged ({}); moved aside to {}", moved.cause, moved.to.display())
+        });
+        let lost = self.lost.iter().map(|lost| format!("{lost} is lost; an earlier one serves"));
+        moved.chain(lost).chain(self.problems.iter().cloned()).collect()
+    }
+
     /// Whether anything was damaged or lost.
     pub fn damaged(&self) -> bool {
         !(self.moved_aside.is_empty() && self.lost.is_empty() && self.problems.is_empty())
@@ -320,6 +329,10 @@ impl Drop for SledStore {
 }
 
 impl CheckpointStore for SledStore {
+    fn take_notices(&self) -> Vec<String> {
+        self.take_report().notices()
+    }
+
     fn write(&self, manifest: &Manifest, chunks: &[Bytes]) -> Result<(), CheckpointError> {
         if let Some(problem) = problem_of(manifest, chunks) {
             return Err(refused(problem));
