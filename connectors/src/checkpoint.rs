@@ -170,6 +170,12 @@ pub trait CheckpointStore: Send + Sync + 'static {
     /// When the store cannot be read.
     fn verify(&self, shard: ShardId) -> Result<Vec<Verified>, CheckpointError>;
 
+    /// What the store noticed and mended since this was last asked (a damaged directory moved aside, a
+    /// checkpoint lost), as sentences for the log.
+    fn take_notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Deletes generations older than the newest `keep` that verify wholly. Never deletes the newest.
     ///
     /// # Errors

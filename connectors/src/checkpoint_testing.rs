@@ -7,6 +7,9 @@ use crate::checkpoint::{
     CHUNK_LEN_MAX, Chain, CheckpointError, CheckpointStore, Kind, Manifest, chunks_hash,
 };
 
+/// A manifest and its chunks.
+pub(crate) type Part = (Manifest, Vec<Bytes>);
+
 /// A checkpoint whose content follows from its place and a seed.
 pub(crate) fn checkpoint(
     shard: u16,
@@ -14,7 +17,7 @@ pub(crate) fn checkpoint(
     index: u32,
     seed: u64,
     lens: &[usize],
-) -> (Manifest, Vec<Bytes>) {
+) -> Part {
     let chunk = |(i, len): (usize, &usize)| {
         let key = blake3::hash(format!("{shard}/{generation}/{index}/{seed}/{i}").as_bytes());
         let mut bytes = vec![0; *len];
@@ -45,7 +48,7 @@ pub(crate) fn checkpoint(
     (manifest, chunks)
 }
 
-pub(crate) fn write(store: &dyn CheckpointStore, part: &(Manifest, Vec<Bytes>)) {
+pub(crate) fn write(store: &dyn CheckpointStore, part: &Part) {
     store.write(&part.0, &part.1).unwrap();
 }
 
@@ -85,7 +88,7 @@ pub(crate) fn conforms(store: &dyn CheckpointStore) {
 
     // The rules of a chain.
     let next = checkpoint(3, 5, 4, 1, &[9]);
-    let refuse = |change: &dyn Fn(&mut (Manifest, Vec<Bytes>)), why: &str| {
+    let refuse = |change: &dyn Fn(&mut Part), why: &str| {
         let mut part = next.clone();
         change(&mut part);
         let text = said(store.write(&part.0, &part.1));

@@ -10,6 +10,7 @@
 //! itself, so the node notices dead worker threads and starts them anew, and every shard's life is
 //! decided by [`Lifecycle`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ pub struct NodeActor {
     incoming: Option<mpsc::Receiver<Event>>,
     metrics: Vec<ShardMetrics>,
     released: watch::Sender<usize>,
+    /// Shards that were live at least once.
+    opened: BTreeSet<ShardId>,
 }
 
 impl NodeActor {
@@ -101,6 +104,7 @@ impl NodeActor {
             incoming: Some(incoming),
             metrics,
             released,
+            opened: BTreeSet::new(),
         };
         Ok((node.start(), seen))
     }
@@ -135,7 +139,10 @@ impl StreamHandler<WorkerEvent> for NodeActor {
                 self.tell(shard, Happened::Replaying, ctx);
             }
             Event::Opened(shard, progress) => {
-                tracing::info!(%shard, epoch = progress.epoch, position = progress.usage, "shard is live");
+                tracing::debug!(%shard, epoch = progress.epoch, position = progress.usage, "shard is live");
+                if self.opened.insert(shard) && self.opened.len() == self.shards.len() {
+                    tracing::info!(shards = self.shards.len(), "every shard is live");
+                }
                 self.metrics[usize::from(shard.0)].stopped(false);
                 self.tell(shard, Happened::Opened, ctx);
             }
@@ -384,6 +391,9 @@ impl Handler<WriteCheckpoint> for CheckpointActor {
             && let Err(error) = self.store.prune(shard, self.keep)
         {
             tracing::warn!(%shard, %error, "old checkpoints could not be pruned");
+        }
+        for notice in self.store.take_notices() {
+            tracing::error!(notice, "checkpoint store; what is missing is rebuilt from the log");
         }
         match &written {
             Ok(()) => {

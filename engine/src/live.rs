@@ -29,8 +29,8 @@ use crate::recovery::{self, Alarm, Facts};
 use crate::snapshot;
 use crate::wire::{Commit, PartWriter, Starts, stream_body};
 
-/// Bytes of usage read at once.
-pub const READ_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of a log read at once.
+pub const READ_BYTES: usize = 1024 * 1024;
 
 /// The logs of a shard.
 #[derive(Clone)]
@@ -162,7 +162,9 @@ pub struct LiveShard {
     shard: Shard,
     progress: Progress,
     token: u64,
-    usage: VecDeque<(Record, Option<Arc<OwnedSemaphorePermit>>)>,
+    usage: VecDeque<(Record, Arc<OwnedSemaphorePermit>)>,
+    /// Last usage position given.
+    usage_read: u64,
     control: VecDeque<(u64, ControlChange)>,
     control_read: u64,
     pending: Option<Pending>,
@@ -300,6 +302,7 @@ impl LiveShard {
         spec.progress.send_replace(progress);
         let mut live = LiveShard {
             control_read: progress.control,
+            usage_read: progress.usage,
             spec,
             shard,
             progress,
@@ -340,11 +343,17 @@ impl LiveShard {
         AsOf { as_of, epochs: vec![(self.spec.id, self.progress.epoch)] }
     }
 
-    /// Takes usage records to be processed.
+    /// Takes usage records to be processed. Records that do not follow the last one taken are passed
+    /// over: they come from a reader that was replaced while its last read was under way.
     pub fn give_usage(&mut self, records: Vec<Record>, credit: OwnedSemaphorePermit) {
         // The credit is given back when the last record of the read has been taken in.
         let credit = Arc::new(credit);
-        self.usage.extend(records.into_iter().map(|record| (record, Some(credit.clone()))));
+        for record in records {
+            if record.position == self.usage_read + 1 {
+                self.usage_read = record.position;
+                self.usage.push_back((record, credit.clone()));
+            }
+        }
     }
 
     /// Takes control changes to be processed; those already known are passed over.
@@ -423,7 +432,8 @@ impl LiveShard {
         let (counts, dead) = self.shard.close_epoch(worker, progress.epoch);
         let rejected = dead.iter().map(|dead| dead.rejection.reason).collect();
         let mut parts = PartWriter::new(progress.epoch, self.token, 1);
-        parts.changes(&self.shard, &mut self.starts);
+        let withdrawn = self.shard.take_withdrawn();
+        parts.changes(&self.shard, &withdrawn, &mut self.starts);
         parts.dead_letters(self.spec.id, dead);
         self.shard.flow().shared().borrow_mut().rollup.clear_changes();
         let (parts, hash) = parts.finish();
@@ -678,7 +688,12 @@ pub fn rebuild(
         checkpoint.index = last.0.index;
         checkpoint.base_bytes = base.0.bytes;
         checkpoint.delta_bytes = rest.iter().map(|(manifest, _)| manifest.bytes).sum();
-        checkpoint.base_due = false;
+        // Damage may have hidden newer checkpoints: then the next one begins a generation above them.
+        let newest = spec.checkpoints.list(*id).ok().and_then(|mut list| list.pop());
+        checkpoint.base_due = newest.as_ref() != Some(&last.0);
+        if let Some(newest) = newest {
+            checkpoint.generation = checkpoint.generation.max(newest.generation);
+        }
         let mut states = Vec::with_capacity(chain.len());
         for (_, chunks) in chain {
             let state = snapshot::decode(&chunks);
@@ -689,6 +704,7 @@ pub fn rebuild(
     let commits = commits_behind(&*logs.out, plan.commit_from)?;
     replay(worker, &mut shard, spec, &plan, &commits, &mut heard)?;
     shard.flow().shared().borrow_mut().rollup.clear_changes();
+    shard.take_withdrawn();
     Ok(Rebuilt { shard, plan, commit: last_commit, checkpoint })
 }
 

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::node::{Data, NodeError, NodeShared};
 use crate::service::Service;
 use crate::settings::Settings;
-use crate::shutdown::{self, Shutdown, Trigger};
+use crate::shutdown::{self, Trigger};
 use crate::worker::Command;
 
 /// Longest time a drain may take before the node ends without it; the log has everything.
@@ -185,15 +185,5 @@ async fn read_control(shared: Arc<NodeShared>) {
                 return;
             }
         }
-    }
-}
-
-/// Waits until every shard is live or stopped.
-pub async fn until_open(shared: &NodeShared, stopping: &mut Shutdown) {
-    let open = || {
-        shared.states.iter().all(|state| matches!(state.lock().0, State::Live | State::Stopped(_)))
-    };
-    while !open() && !stopping.requested() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -157,19 +157,26 @@ impl Dedupe {
 
     /// Forgets the buckets that ended a horizon before `log_time`, and opens the bucket of
     /// `log_time`. Must be called before the events of a message are admitted.
+    ///
+    /// Only buckets that hold an id count: with an empty one nothing is forgotten, so a deployment
+    /// that has merely stood there still takes history of any age.
     pub fn advance(&mut self, log_time: Time) {
-        while let Some(&(start, _)) = self.buckets.front() {
+        while let Some(&(start, first)) = self.buckets.front() {
             let end = Time(start.0 + BUCKET);
             if log_time.0 < end.0 + self.horizon {
                 break;
             }
             self.buckets.pop_front();
             self.floor = self.buckets.front().map_or(self.next, |(_, first)| *first);
-            self.expired_through = self.expired_through.max(Some(end));
+            if first < self.floor {
+                self.expired_through = self.expired_through.max(Some(end));
+            }
         }
         let bucket = Time(log_time.0.div_euclid(BUCKET) * BUCKET);
-        if self.buckets.back().is_none_or(|(start, _)| *start < bucket) {
-            self.buckets.push_back((bucket, self.next));
+        match self.buckets.back_mut() {
+            Some((start, _)) if *start >= bucket => {}
+            Some((start, first)) if *first == self.next => *start = bucket,
+            _ => self.buckets.push_back((bucket, self.next)),
         }
     }
 
@@ -347,8 +354,12 @@ impl Dedupe {
     /// # Errors
     /// When the state does not continue what is here.
     pub fn restore(&mut self, state: &DedupeState) -> Result<(), &'static str> {
-        if self.next == 0 {
-            // A base: sequences go on where they were, so that later deltas fit.
+        if self.next == 0 || (state.from > self.next && state.from == state.floor) {
+            // A base, or a delta before which everything was forgotten: sequences go on where they
+            // were, so that later deltas fit.
+            self.blocks.clear();
+            self.tables.iter_mut().for_each(HashTable::clear);
+            self.revisions.clear();
             self.base = state.from / BLOCK as u64 * BLOCK as u64;
             self.next = self.base;
             self.released = state.from;
@@ -363,15 +374,8 @@ impl Dedupe {
                 self.next = state.from;
             }
         }
-        if state.from > self.next && state.from != state.floor {
+        if state.from != self.next {
             return Err("ids of a checkpoint delta do not continue those before it");
-        }
-        // A delta may begin behind ids that were forgotten before it was taken.
-        while self.next < state.from {
-            self.push(Entry { fingerprint: [0; 2], content: 0, place: 0 }, 0);
-        }
-        if state.from < self.next {
-            return Err("ids of a checkpoint delta overlap those before it");
         }
         for (entry, revision) in &state.entries {
             self.push(*entry, *revision);
@@ -483,7 +487,7 @@ mod tests {
             for _ in 0..3_000 {
                 n += 1;
                 live.admit(id(n), 0, 7, at(n as u64));
-                if n % 5 == 0 && n > 4_000 {
+                if n.is_multiple_of(5) && n > 4_000 {
                     live.admit(id(n - 4_000), 1 + hour as u32, 8, at(n as u64));
                 }
             }

@@ -453,14 +453,16 @@ fn value_of(event: &Event<'_>, dimension: &Dimension) -> String {
     }
 }
 
-/// The window a time lies in: that of the beginning of its slot, so that no slot is divided.
+/// The window a time lies in: that of the beginning of its slot, so that no slot is divided. The
+/// first day and month are those of 1970-01-01; they hold what a zone west of Greenwich has before.
 fn window_of(time: Time, window: WindowSize, zone: &TimeZone) -> String {
     let start = Timestamp::from_microsecond(time.slot().start().0)
         .expect("event times lie between 1970 and 2200");
+    let day = || start.to_zoned(zone.clone()).date().max(jiff::civil::date(1970, 1, 1));
     match window {
         WindowSize::Hour => start.strftime("%Y-%m-%dT%H:00:00Z").to_string(),
-        WindowSize::Day => start.to_zoned(zone.clone()).strftime("%Y-%m-%d").to_string(),
-        WindowSize::Month => start.to_zoned(zone.clone()).strftime("%Y-%m").to_string(),
+        WindowSize::Day => day().strftime("%Y-%m-%d").to_string(),
+        WindowSize::Month => day().strftime("%Y-%m").to_string(),
         WindowSize::All => String::new(),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A view is a sum of differences and nothing else, so it needs no history: each table holds the
 //! current value per (member, window) and adds what comes. Rows changed since the last
-//! [`Rollup::take_changes`] are listed, each once. A row whose value has become nothing is kept as an
+//! [`Rollup::clear_changes`] are listed, each once. A row whose value has become nothing is kept as an
 //! empty place and counts as absent.
 //!
 //! Tables are made to grow without a pause: values stand in blocks that never move, found by 16
@@ -133,11 +133,17 @@ impl Default for Table {
 
 #[inline]
 fn hash(member: u32, window: u32) -> u64 {
-    // A multiplication spreads dense numbers over the high bits, which the tables use; the fold
-    // brings them down to those that choose the table. 64 × 64 bits always fit 128.
+    // A multiplication spreads dense numbers over the high bits; the fold brings them down to those
+    // that choose the place. Two 64-bit factors, so that it cannot overflow.
     let key = u64::from(member) << 32 | u64::from(window);
-    let product = u128::from(key) * 0x9E37_79B9_7F4A_7C15_u128;
+    let product = u128::from(key) * u128::from(0x9E37_79B9_7F4A_7C15_u64);
     (product as u64) ^ (product >> 64) as u64
+}
+
+#[inline]
+fn table_of(hash: u64) -> usize {
+    // By bits that the tables do not use themselves: they take the lowest and the highest.
+    (hash >> 40) as usize % TABLES
 }
 
 impl Table {
@@ -154,7 +160,7 @@ impl Table {
             let row = &blocks[*at as usize / BLOCK][*at as usize % BLOCK];
             row.member == member && row.window == window
         };
-        let table = &mut self.tables[hash as usize % TABLES];
+        let table = &mut self.tables[table_of(hash)];
         let at = match table.find(hash, same) {
             Some(at) => *at,
             None => {
@@ -169,7 +175,7 @@ impl Table {
                     self.heads.resize(member as usize + 1, NONE);
                 }
                 let next = std::mem::replace(&mut self.heads[member as usize], at);
-                if at as usize % BLOCK == 0 {
+                if (at as usize).is_multiple_of(BLOCK) {
                     self.blocks.push(Vec::with_capacity(BLOCK));
                 }
                 let row = Row { member, window, next, listed: 0, spend: Spend::default() };
@@ -188,7 +194,7 @@ impl Table {
     /// The value of a row, if it is anything.
     pub fn get(&self, member: u32, window: u32) -> Option<&Spend> {
         let hash = hash(member, window);
-        let at = self.tables[hash as usize % TABLES].find(hash, |at| {
+        let at = self.tables[table_of(hash)].find(hash, |at| {
             let row = self.row(*at);
             row.member == member && row.window == window
         })?;
@@ -233,8 +239,11 @@ impl Table {
     /// Begins a new list of changes.
     pub fn clear_changes(&mut self) {
         self.changed.clear();
-        // Wraps after 4 billion epochs; 0 is never a seal, it marks a row not yet listed.
-        self.seal = self.seal.checked_add(1).unwrap_or(1);
+        self.seal = self.seal.checked_add(1).unwrap_or_else(|| {
+            // Once in 4 billion epochs: no row may look as if it were listed in one to come.
+            self.blocks.iter_mut().flatten().for_each(|row| row.listed = 0);
+            1
+        });
     }
 
     /// Bytes of memory held, as allocated; without what stands behind the rare parts' pointers.
@@ -438,9 +447,8 @@ impl Rollup {
     /// Spreads what is still summed up. Must follow the last [`Rollup::add`] of an epoch.
     pub fn flush(&mut self) {
         let Some(run) = self.run.take() else { return };
-        if run.spend.is_nothing() {
-            return;
-        }
+        // Also where it adds up to nothing: a change of zone takes a row out of a day and puts it into
+        // the same one, which now begins at another instant, so the row must be listed.
         let month = month_of_cached(run.day);
         self.into(View::ModelDay, run.org_model, run.day, &run.spend);
         self.into(View::ModelMonth, run.org_model, month, &run.spend);
@@ -469,20 +477,34 @@ impl Rollup {
     }
 
     /// Checks that sum over users = org = sum over models = sum over features, for every day and
-    /// month that the views have.
+    /// month that the views have, and that an org's hours, its days and its months add up to all
+    /// of it.
     ///
     /// # Errors
     /// Names the first org, window and pair of sums that differ.
     pub fn check_sums(&self, names: &Dictionary) -> Result<(), String> {
-        use std::collections::BTreeMap;
+        type Sums = std::collections::BTreeMap<(u32, u32), Spend>;
         let all = names.names();
-        let sums = |view: View, org: &dyn Fn(u32) -> u32| {
-            let mut sums: BTreeMap<(u32, u32), Spend> = BTreeMap::new();
+        let sums = |view: View, org: &dyn Fn(u32) -> u32, window_of: &dyn Fn(u32) -> u32| {
+            let mut sums = Sums::new();
             for (member, window, spend) in self.table(view).rows() {
-                sums.entry((org(member), window)).or_default().add(spend);
+                sums.entry((org(member), window_of(window))).or_default().add(spend);
             }
             sums.retain(|_, spend| !spend.is_nothing());
             sums
+        };
+        let compare = |whole: View, wholes: &Sums, part: View, parts: &Sums| {
+            let differs =
+                wholes.keys().chain(parts.keys()).find(|k| wholes.get(*k) != parts.get(*k));
+            let Some((org, window)) = differs else { return Ok(()) };
+            Err(format!(
+                "org {:?}, window {window}: {} says {:?}, the sum of {} is {:?}",
+                names.org_name(*org),
+                whole.name(),
+                wholes.get(&(*org, *window)),
+                part.name(),
+                parts.get(&(*org, *window)),
+            ))
         };
         for (of_org, parts) in [
             (View::OrgDay, [View::UserDay, View::ModelDay, View::FeatureDay]),
@@ -491,28 +513,21 @@ impl Rollup {
             if !self.set.has(of_org) {
                 continue;
             }
-            let whole = sums(of_org, &|org| org);
+            let whole = sums(of_org, &|org| org, &|window| window);
             for part in parts.into_iter().filter(|part| self.set.has(*part)) {
                 let org_of = |member: u32| match part {
                     View::UserDay | View::UserMonth => all.users[member as usize].org,
                     View::ModelDay | View::ModelMonth => all.org_models[member as usize].org,
                     _ => all.org_features[member as usize].org,
                 };
-                let parts = sums(part, &org_of);
-                if parts != whole {
-                    let differs = whole
-                        .keys()
-                        .chain(parts.keys())
-                        .find(|key| whole.get(*key) != parts.get(*key));
-                    let (org, window) = differs.copied().unwrap_or_default();
-                    return Err(format!(
-                        "org {:?}, window {window}: {} says {:?}, the sum of {} is {:?}",
-                        names.org_name(org),
-                        of_org.name(),
-                        whole.get(&(org, window)),
-                        part.name(),
-                        parts.get(&(org, window)),
-                    ));
+                compare(of_org, &whole, part, &sums(part, &org_of, &|window| window))?;
+            }
+        }
+        if self.set.has(View::OrgAll) {
+            let whole = sums(View::OrgAll, &|org| org, &|_| 0);
+            for part in [View::OrgHour, View::OrgDay, View::OrgMonth] {
+                if self.set.has(part) {
+                    compare(View::OrgAll, &whole, part, &sums(part, &|org| org, &|_| 0))?;
                 }
             }
         }
@@ -535,4 +550,44 @@ fn month_of_cached(day: u32) -> u32 {
         last.set((day, month));
         month
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_change_is_lost_when_seals_begin_anew() {
+        let spend = Spend { events: 1, ..Spend::default() };
+        let mut table = Table::default();
+        // Listed by the first seal, never touched for as long as seals go.
+        table.add(1, 7, &spend);
+        table.seal = u32::MAX;
+        table.add(2, 7, &spend);
+        table.clear_changes();
+        table.add(1, 7, &spend);
+        table.add(1, 7, &spend);
+        table.add(2, 7, &spend);
+        let changes: Vec<_> = table.changes().map(|(m, _, s)| (m, s.events)).collect();
+        assert_eq!(changes, [(1, 3), (2, 2)]);
+    }
+
+    #[test]
+    fn rows_are_found_whatever_their_numbers() {
+        let mut table = Table::default();
+        let ends = [0, 1, 2, 1 << 16, u32::MAX - 1, u32::MAX];
+        let members = [0, 1, 2, 70_000, 300_000];
+        for (at, member) in members.into_iter().enumerate() {
+            for window in ends {
+                let events = 1 + i64::from(window) + at as i64;
+                table.add(member, window, &Spend { events, ..Spend::default() });
+            }
+        }
+        for (at, member) in members.into_iter().enumerate() {
+            for window in ends {
+                let events = table.get(member, window).map(|spend| spend.events);
+                assert_eq!(events, Some(1 + i64::from(window) + at as i64));
+            }
+        }
+    }
 }

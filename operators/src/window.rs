@@ -83,7 +83,8 @@ impl Zone {
                 .is_ok_and(|at| self.zone.to_offset(at).seconds() == offset)
     }
 
-    /// The day a slot lies in.
+    /// The day a slot lies in. The first one also holds what lies before it in zones west of
+    /// Greenwich: events start with 1970 in UTC.
     pub fn day(&self, slot: Slot) -> DayNumber {
         let local = i64::from(slot.0) * 900 + i64::from(self.offset(slot));
         (local.div_euclid(86_400)).max(0) as u32

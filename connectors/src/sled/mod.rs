@@ -46,7 +46,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use fs2::FileExt;
 use meterr_operators::ids::ShardId;
 use parking_lot::Mutex;
 
@@ -105,6 +104,15 @@ pub struct OpenReport {
 }
 
 impl OpenReport {
+    /// All of it as sentences, for a log.
+    pub fn notices(&self) -> Vec<String> {
+        let moved = self.moved_aside.iter().map(|moved| {
+            format!("damaged ({}); moved aside to {}", moved.cause, moved.to.display())
+        });
+        let lost = self.lost.iter().map(|lost| format!("{lost} is lost; an earlier one serves"));
+        moved.chain(lost).chain(self.problems.iter().cloned()).collect()
+    }
+
     /// Whether anything was damaged or lost.
     pub fn damaged(&self) -> bool {
         !(self.moved_aside.is_empty() && self.lost.is_empty() && self.problems.is_empty())
@@ -179,9 +187,10 @@ impl SledStore {
         let mut lock = fs::OpenOptions::new();
         let lock = lock.create(true).truncate(false).write(true).open(beside(&dir, "lock"));
         let lock = lock.map_err(failed_io)?;
-        if let Err(error) = lock.try_lock_exclusive() {
-            let locked = error.raw_os_error() == fs2::lock_contended_error().raw_os_error();
-            return Err(failed("", if locked { Fail::Locked } else { error.into() }, &dir));
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(failed("", Fail::Locked, &dir)),
+            Err(fs::TryLockError::Error(error)) => return Err(failed("", error.into(), &dir)),
         }
         let mut state = State::start(options)?;
         let report = std::mem::take(&mut state.report);
@@ -320,6 +329,10 @@ impl Drop for SledStore {
 }
 
 impl CheckpointStore for SledStore {
+    fn take_notices(&self) -> Vec<String> {
+        self.take_report().notices()
+    }
+
     fn write(&self, manifest: &Manifest, chunks: &[Bytes]) -> Result<(), CheckpointError> {
         if let Some(problem) = problem_of(manifest, chunks) {
             return Err(refused(problem));
