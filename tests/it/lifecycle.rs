@@ -17,7 +17,7 @@ fn the_demo_ends_in_the_golden_figures() {
 fn the_demo_shows_tables_to_people() {
     let (code, out, err) = ran(&run(&["demo", "--once"]));
     assert_eq!(code, 0, "{err}");
-    for part in ["acme", "globex", "initech", "gpt-4o-mini", "19366 events in"] {
+    for part in ["acme", "globex", "initech", "gpt-4o-mini", "19,366 events in"] {
         assert!(out.contains(part), "{part:?} is missing: {out}");
     }
 }
@@ -53,7 +53,8 @@ fn sigterm_drains_and_a_restart_has_everything() {
 fn a_drain_ends_streams_and_refuses_new_work() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = launch(dir.path()).start();
-    server.publish(&line("e1", "acme", "u1", "2026-02-03T04:05:06Z"));
+    let position = server.publish(&line("e1", "acme", "u1", "2026-02-03T04:05:06Z"));
+    server.get(&format!("/v1/orgs/acme/spend?min_position={position}")).expect(200);
     let mut stream = Stream::open(&server.url, "acme", None).unwrap();
     assert_eq!(stream.next().unwrap().name, "snapshot");
     let began = Instant::now();
