@@ -246,3 +246,126 @@ impl<R: Read> HashedReader<R> {
         Ok(Read1 { payload, whole })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+    use crate::checkpoint_memory::MemoryCheckpointStore;
+    use crate::checkpoint_testing::{checkpoint, load, said, write};
+
+    fn filled() -> MemoryCheckpointStore {
+        let store = MemoryCheckpointStore::new(1);
+        write(&store, &checkpoint(6, 3, 0, 1, &[CHUNK_LEN_MAX, 10]));
+        write(&store, &checkpoint(6, 4, 0, 1, &[2000, 0, 300]));
+        write(&store, &checkpoint(6, 4, 1, 1, &[]));
+        write(&store, &checkpoint(6, 4, 2, 1, &[70]));
+        store
+    }
+
+    fn file() -> Vec<u8> {
+        let mut file = Vec::new();
+        export(&filled(), ShardId(6), &mut file).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_is_exported_is_imported() {
+        let source = filled();
+        let mut file = Vec::new();
+        let exported = export(&source, ShardId(6), &mut file).unwrap();
+        let expected = Transferred {
+            shard: 6,
+            generation: 4,
+            checkpoints: 3,
+            bytes: 2370,
+            usage_position: 40_020,
+            epoch: 4002,
+        };
+        assert_eq!(exported, expected);
+        let target = MemoryCheckpointStore::new(1);
+        assert_eq!(import(&target, 1, file.as_slice()).unwrap(), expected);
+        assert_eq!(load(&target, 6), load(&source, 6));
+
+        // Where the number is taken it becomes the next one, content unchanged.
+        let again = import(&target, 1, file.as_slice()).unwrap();
+        assert_eq!(again, Transferred { generation: 5, ..expected });
+        let chain = load(&target, 6).unwrap();
+        let chunks = |chain: &Chain| chain.iter().map(|part| part.1.clone()).collect::<Vec<_>>();
+        assert_eq!(chunks(&chain), chunks(&load(&source, 6).unwrap()));
+
+        let none = export(&target, ShardId(1), Vec::new());
+        assert_eq!(said(none), "checkpoint file: shard 1 has no checkpoint that verifies");
+        let newer = import(&target, 0, file.as_slice());
+        assert!(matches!(newer, Err(CheckpointError::Newer { found: 1, known: 0 })));
+    }
+
+    #[test]
+    fn of_a_damaged_generation_the_part_that_verifies_is_exported() {
+        let source = filled();
+        assert!(source.damage(ShardId(6), 4, 2));
+        let mut file = Vec::new();
+        assert_eq!(export(&source, ShardId(6), &mut file).unwrap().checkpoints, 2);
+        assert_eq!(read(file.as_slice()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_file_is_believed_only_as_a_whole() {
+        let file = file();
+        let read = |bytes: &[u8]| said(read(bytes));
+        assert_eq!(read(b""), "checkpoint file: it ends inside the header");
+        let cut = read(&file[..file.len() - 1]);
+        assert_eq!(cut, "checkpoint file: it ends inside the end");
+        assert_eq!(
+            read(&[file.as_slice(), b"x"].concat()),
+            "checkpoint file: bytes follow its end"
+        );
+
+        // Frames that are sound each, but not those that were written together.
+        let end = file.len() - HEADER_LEN - 32;
+        let other_end = frame::seal(END_FORM, &[0; 32]).unwrap();
+        let text = read(&[&file[..end], other_end.as_slice()].concat());
+        assert_eq!(text, "checkpoint file: its hash is not that of its content");
+        let header = |generation: u64, checkpoints: u32| {
+            let header = FileHeader { shard: 6, generation, checkpoints };
+            frame::encode::<_, 1024>(HEADER_FORM, &header).unwrap()
+        };
+        let text = read(&[header(5, 3).as_slice(), &file[header(4, 3).len()..]].concat());
+        assert!(text.contains("generation 4, index 0 stands in this place"), "{text}");
+        assert_eq!(read(&header(4, 0)), "checkpoint file: it holds no checkpoint");
+        let newer = Form { schema: 2, ..HEADER_FORM };
+        let text = read(&frame::seal(newer, &[0; 8]).unwrap());
+        assert!(text.starts_with("checkpoint format 2 is newer"), "{text}");
+    }
+
+    #[test]
+    fn nothing_of_a_bad_file_reaches_the_store() {
+        let file = file();
+        let target = MemoryCheckpointStore::new(1);
+        assert!(import(&target, 1, &file[..file.len() - 10]).is_err());
+        assert_eq!(target.shards().unwrap(), []);
+    }
+
+    proptest! {
+        #[test]
+        fn any_change_is_noticed(at in any::<Index>(), flip in 1..=255_u8, cut in any::<bool>()) {
+            let mut bytes = file();
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] ^= flip }
+            prop_assert!(read(bytes.as_slice()).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            keep in any::<Index>(),
+        ) {
+            prop_assert!(read(bytes.as_slice()).is_err());
+            let file = file();
+            let mixed = [&file[..keep.index(file.len())], bytes.as_slice()].concat();
+            prop_assert!(read(mixed.as_slice()).is_err());
+        }
+    }
+}

@@ -161,3 +161,32 @@ impl CheckpointStore for MemoryCheckpointStore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint_testing::{checkpoint, conforms, load, said, write};
+
+    #[test]
+    fn it_keeps_the_rules_of_a_store() {
+        conforms(&MemoryCheckpointStore::new(1));
+    }
+
+    #[test]
+    fn faults_on_demand() {
+        let store = MemoryCheckpointStore::new(1);
+        let parts = [(1, 0), (1, 1), (2, 0), (2, 1)].map(|(g, i)| checkpoint(0, g, i, 1, &[10]));
+        store.fail_writes(1);
+        assert!(said(store.write(&parts[0].0, &parts[0].1)).contains("on demand"));
+        parts.iter().for_each(|part| write(&store, part));
+
+        assert!(store.damage(ShardId(0), 2, 1));
+        assert_eq!(load(&store, 0), Some(parts[2..3].to_vec()));
+        assert!(store.damage(ShardId(0), 2, 0));
+        assert_eq!(load(&store, 0), Some(parts[..2].to_vec()));
+        assert!(!store.damage(ShardId(0), 3, 0));
+        // The one generation that verifies wholly is kept, and the newest.
+        store.prune(ShardId(0), 1).unwrap();
+        assert_eq!(store.verify(ShardId(0)).unwrap().len(), 2);
+    }
+}

@@ -6,6 +6,8 @@ pub mod checkpoint;
 pub mod checkpoint_file;
 pub mod checkpoint_memory;
 pub mod checkpoint_record;
+#[cfg(test)]
+mod checkpoint_testing;
 pub mod codec;
 pub mod embedded;
 pub mod frame;

@@ -27,6 +27,13 @@ impl Message {
     pub fn new(subject: impl Into<String>, payload: impl Into<Bytes>) -> Self {
         Message { subject: subject.into(), headers: Vec::new(), payload: payload.into() }
     }
+
+    /// What counts against a log's limit: subject, headers and payload, and four bytes for each
+    /// length to be written down (so that empty headers do not come for free).
+    pub fn bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(k, v)| 8 + k.len() + v.len()).sum();
+        8 + self.subject.len() + headers + self.payload.len()
+    }
 }
 
 /// A message at its place in the log.
@@ -184,5 +191,5 @@ pub fn system_clock() -> Clock {
     })
 }
 
-/// Largest message a log takes by default: subject, headers and payload together.
+/// Largest message a log takes by default, in [`Message::bytes`].
 pub const MESSAGE_BYTES_MAX: usize = 17 * 1024 * 1024;

@@ -116,11 +116,6 @@ impl MemoryLog {
     }
 }
 
-fn message_bytes(message: &Message) -> usize {
-    let headers: usize = message.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-    message.subject.len() + headers + message.payload.len()
-}
-
 impl State {
     fn head(&self) -> u64 {
         self.records.len() as u64
@@ -146,7 +141,7 @@ impl Shared {
         if let Some(cause) = &state.poisoned {
             return Err(self.poisoned(cause));
         }
-        let too_large = messages.iter().map(message_bytes).find(|b| *b > MESSAGE_BYTES_MAX);
+        let too_large = messages.iter().map(Message::bytes).find(|b| *b > MESSAGE_BYTES_MAX);
         if let Some(bytes) = too_large {
             return Err(LogError::TooLarge { bytes, max: MESSAGE_BYTES_MAX });
         }
@@ -302,5 +297,69 @@ impl Log for MemoryLog {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+
+    use super::*;
+
+    fn message(n: u8) -> Message {
+        Message::new("usage.0.a", vec![n])
+    }
+
+    #[test]
+    fn times_are_the_tests_own_and_never_fall() {
+        let log = MemoryLog::new("USAGE_0");
+        let at = |t| log.append_at(vec![message(1)], Time(t)).unwrap().time;
+        assert_eq!([at(5), at(3), at(9)], [Time(5), Time(5), Time(9)]);
+    }
+
+    #[test]
+    fn a_failed_append_leaves_nothing_and_a_lost_answer_leaves_all() {
+        let log = MemoryLog::new("USAGE_0");
+        block_on(log.append(vec![message(1)])).unwrap();
+        log.fail_next_append();
+        for _ in 0..2 {
+            let error = block_on(log.append(vec![message(2)])).unwrap_err();
+            assert!(matches!(error, LogError::Poisoned { .. }));
+        }
+        block_on(log.wait_beyond(7));
+        log.reopen();
+        assert_eq!(log.head(), 1);
+        log.lose_next_answer();
+        block_on(log.append(vec![message(2), message(3)])).unwrap_err();
+        log.reopen();
+        assert_eq!(log.head(), 3);
+        assert_eq!(block_on(log.append(vec![message(4)])).unwrap().first, 4);
+    }
+
+    #[test]
+    fn damage_ends_an_answer_and_is_an_error_at_its_own_place() {
+        let log = MemoryLog::new("USAGE_0");
+        for n in 1..=5 {
+            log.append_at(vec![message(n)], Time(0)).unwrap();
+        }
+        log.damage(3);
+        log.damage(4);
+        assert_eq!(block_on(log.read(1, 100)).unwrap().len(), 2);
+        for position in [3, 4] {
+            let error = block_on(log.read(position, 100)).unwrap_err();
+            assert!(matches!(error, LogError::Damaged { from: 3, resume: 5, .. }), "{error}");
+        }
+        assert_eq!(block_on(log.read(5, 100)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn rolling_back_takes_the_last_commit_along() {
+        let log = MemoryLog::new("OUT_0");
+        let commit = || Message::new("out.0.commit", "");
+        block_on(log.commit(vec![], commit(), 0)).unwrap();
+        block_on(log.commit(vec![message(1)], commit(), 1)).unwrap();
+        log.roll_back_to(2);
+        assert_eq!(block_on(log.last_commit()).unwrap().unwrap().position, 1);
+        assert_eq!(log.records().len(), 2);
     }
 }

@@ -216,7 +216,7 @@ fn run(rounds: Vec<Round>) {
         if let Some(seed) = round.again {
             fs.crash(seed);
         }
-        (fs.fail_write(u64::MAX / 2, 0), fs.fail_sync(u64::MAX / 2));
+        fs.heal();
         let (log, report) = reopen(&fs, round.in_recovery);
         assert_eq!(report.damaged, []);
         let found = contents(&log);
@@ -353,7 +353,9 @@ proptest! {
         let cut = messages.len() as u64 - log.head();
         prop_assert_eq!(named + cut, lost);
         let reported = !verified.is_empty() || !report.damaged.is_empty() || report.cut_bytes > 0;
-        prop_assert!(reported || bad == good);
+        // Zeros in the index of the last segment look like a seal cut short, and mean no more.
+        let in_vain = matches!(decay, Decay::Zeros) && cut == 0 && lost == 0;
+        prop_assert!(reported || in_vain || bad == good);
 
         // The log goes on behind the damage, and stays readable where it was.
         if cut == 0 {
@@ -607,4 +609,23 @@ fn a_directory_that_is_not_this_log_is_refused_with_the_reason() {
     let other = EmbeddedLog::open(Path::new(DIR), "OUT_3", options(), Arc::new(fs), clock());
     let error = other.map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("holds stream \"USAGE_3\", not \"OUT_3\""), "{error}");
+}
+
+#[test]
+fn the_header_of_a_new_segment_whose_sync_failed_is_written_again() {
+    let fs = FaultFs::new();
+    let (log, _) = open(&fs).unwrap();
+    let large = text("usage.3.a", &"x".repeat(4000));
+    block_on(log.append(vec![large.clone()])).unwrap();
+    // The first sync seals the old segment, the second one is the new segment's.
+    fs.fail_sync(2);
+    block_on(log.append(vec![large.clone()])).unwrap_err();
+    drop(log);
+    let (log, _) = open(&fs).unwrap();
+    assert_eq!(block_on(log.append(vec![large])).unwrap().first, 2);
+    drop(log);
+    fs.crash(0);
+    let (log, report) = open(&fs).unwrap();
+    assert_eq!((report.damaged, report.records), (vec![], 2));
+    assert_eq!(contents(&log).len(), 2);
 }

@@ -1,8 +1,11 @@
 //! Actors, workers, recovery and the command line of meterr.
 
 pub mod actors;
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod control_state;
+pub mod demo;
 pub mod epoch;
 pub mod lifecycle;
 pub mod live;
@@ -16,6 +19,7 @@ pub mod settings;
 pub mod shutdown;
 pub mod snapshot;
 pub mod telemetry;
+pub mod verify;
 pub mod views;
 pub mod wire;
 pub mod worker;

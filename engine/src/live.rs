@@ -29,8 +29,8 @@ use crate::recovery::{self, Alarm, Facts};
 use crate::snapshot;
 use crate::wire::{Commit, PartWriter, Starts, stream_body};
 
-/// Bytes of usage read at once.
-pub const READ_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of a log read at once.
+pub const READ_BYTES: usize = 1024 * 1024;
 
 /// The logs of a shard.
 #[derive(Clone)]
@@ -162,7 +162,9 @@ pub struct LiveShard {
     shard: Shard,
     progress: Progress,
     token: u64,
-    usage: VecDeque<(Record, Option<Arc<OwnedSemaphorePermit>>)>,
+    usage: VecDeque<(Record, Arc<OwnedSemaphorePermit>)>,
+    /// Last usage position given.
+    usage_read: u64,
     control: VecDeque<(u64, ControlChange)>,
     control_read: u64,
     pending: Option<Pending>,
@@ -208,7 +210,10 @@ pub fn message_hash(message: &Message) -> [u8; 32] {
 }
 
 /// Reads the commit records behind an output position.
-fn commits_behind(out: &dyn Log, position: u64) -> Result<Vec<(u64, Commit)>, StopReason> {
+///
+/// # Errors
+/// When the log cannot be read, or a record is not known.
+pub fn commits_behind(out: &dyn Log, position: u64) -> Result<Vec<(u64, Commit)>, StopReason> {
     let mut commits = Vec::new();
     let mut from = position + 1;
     loop {
@@ -232,6 +237,9 @@ pub fn parse_commit(record: &Record) -> Result<Commit, StopReason> {
 }
 
 /// Reads the control records `from..=to` (all there are, without `to`).
+///
+/// # Errors
+/// When the log cannot be read, or a record is not known.
 pub fn control_changes(
     control: &dyn Log,
     mut from: u64,
@@ -256,82 +264,20 @@ pub fn control_changes(
 }
 
 impl LiveShard {
-    /// Opens a shard: loads its checkpoint, replays in silence to the last commit, and takes it over
-    /// with a sealing commit record. `heard` is told of the replay's progress.
+    /// Opens a shard: rebuilds its state (see [`rebuild`]) and takes it over with a sealing commit
+    /// record. `heard` is told of the replay's progress.
     ///
     /// # Errors
     /// Why it must not go on.
     pub fn open(
         worker: &mut Worker,
         spec: ShardSpec,
-        mut heard: impl FnMut(u64, u64, u64),
+        heard: impl FnMut(u64, u64, u64),
     ) -> Result<LiveShard, StopReason> {
+        let Rebuilt { shard, plan, commit, checkpoint } = rebuild(worker, &spec, heard)?;
         let ShardSpec { logs, id, .. } = &spec;
-        let last_commit = match block_on(logs.out.last_commit())? {
-            Some(record) => Some((record.position, parse_commit(&record)?)),
-            None => None,
-        };
-        let chain = spec
-            .checkpoints
-            .load(*id, None)
-            .map_err(|error| StopReason::Checkpoint(error.to_string()))?;
-        let newest = chain.as_ref().and_then(|chain| chain.last()).map(|(manifest, _)| manifest);
-        let usage_hash = match newest {
-            Some(manifest) if manifest.usage_position > 0 => {
-                let records = block_on(logs.usage.read(manifest.usage_position, 1))?;
-                records.first().map(|record| message_hash(&record.message))
-            }
-            _ => None,
-        };
-        let plan = recovery::plan(&Facts {
-            checkpoint: newest,
-            commit: last_commit.as_ref().map(|(_, commit)| commit),
-            usage_log: &logs.usage.identity().uuid,
-            control_log: &logs.control.identity().uuid,
-            usage_head: logs.usage.head(),
-            control_head: logs.control.head(),
-            usage_hash,
-        })?;
-        let mut shard = Shard::new(worker, *id, spec.shards, spec.key, spec.views);
-        shard.allow_time_jump(spec.time_jump_max);
-        shard.want_deltas();
-        let now = Instant::now();
-        let mut checkpoint = CheckpointState {
-            at: now,
-            epoch: 0,
-            generation: 0,
-            index: 0,
-            base_bytes: 0,
-            delta_bytes: 0,
-            base_due: true,
-            under_way: false,
-        };
-        if let Some(chain) = chain.filter(|_| plan.load) {
-            let (base, rest) = chain.split_first().expect("a chain has its base");
-            let last = rest.last().unwrap_or(base);
-            for (position, change) in
-                control_changes(&*logs.control, 1, Some(last.0.control_position))?
-            {
-                shard.control(worker, position, &change)?;
-            }
-            checkpoint.epoch = last.0.epoch;
-            checkpoint.generation = last.0.generation;
-            checkpoint.index = last.0.index;
-            checkpoint.base_bytes = base.0.bytes;
-            checkpoint.delta_bytes = rest.iter().map(|(manifest, _)| manifest.bytes).sum();
-            checkpoint.base_due = false;
-            let mut states = Vec::with_capacity(chain.len());
-            for (_, chunks) in chain {
-                let state = snapshot::decode(&chunks);
-                states.push(state.map_err(|error| StopReason::Checkpoint(error.to_string()))?);
-            }
-            shard.restore(worker, states)?;
-        }
-        let commits = commits_behind(&*logs.out, plan.commit_from)?;
-        replay(worker, &mut shard, &spec, &plan, &commits, &mut heard)?;
-        shard.flow().shared().borrow_mut().rollup.clear_changes();
         let (commit_position, commit) =
-            last_commit.map_or((0, None), |(position, commit)| (position, Some(commit)));
+            commit.map_or((0, None), |(position, commit)| (position, Some(commit)));
         let sealing = Commit {
             epoch: plan.epoch,
             usage_position: commit.as_ref().map_or(0, |c| c.usage_position),
@@ -356,6 +302,7 @@ impl LiveShard {
         spec.progress.send_replace(progress);
         let mut live = LiveShard {
             control_read: progress.control,
+            usage_read: progress.usage,
             spec,
             shard,
             progress,
@@ -396,11 +343,17 @@ impl LiveShard {
         AsOf { as_of, epochs: vec![(self.spec.id, self.progress.epoch)] }
     }
 
-    /// Takes usage records to be processed.
+    /// Takes usage records to be processed. Records that do not follow the last one taken are passed
+    /// over: they come from a reader that was replaced while its last read was under way.
     pub fn give_usage(&mut self, records: Vec<Record>, credit: OwnedSemaphorePermit) {
         // The credit is given back when the last record of the read has been taken in.
         let credit = Arc::new(credit);
-        self.usage.extend(records.into_iter().map(|record| (record, Some(credit.clone()))));
+        for record in records {
+            if record.position == self.usage_read + 1 {
+                self.usage_read = record.position;
+                self.usage.push_back((record, credit.clone()));
+            }
+        }
     }
 
     /// Takes control changes to be processed; those already known are passed over.
@@ -660,6 +613,97 @@ impl LiveShard {
     pub fn close(self, worker: &mut Worker) {
         self.shard.close(worker);
     }
+}
+
+/// A shard's state rebuilt from checkpoint and logs.
+pub struct Rebuilt {
+    /// The state at the last commit.
+    pub shard: Shard,
+    /// What was decided.
+    pub plan: recovery::Plan,
+    /// The last commit record and its position.
+    pub commit: Option<(u64, Commit)>,
+    checkpoint: CheckpointState,
+}
+
+/// Rebuilds a shard: loads its checkpoint and replays in silence to the last commit. Writes nothing.
+///
+/// # Errors
+/// Why it must not go on.
+pub fn rebuild(
+    worker: &mut Worker,
+    spec: &ShardSpec,
+    mut heard: impl FnMut(u64, u64, u64),
+) -> Result<Rebuilt, StopReason> {
+    let ShardSpec { logs, id, .. } = spec;
+    let last_commit = match block_on(logs.out.last_commit())? {
+        Some(record) => Some((record.position, parse_commit(&record)?)),
+        None => None,
+    };
+    let chain = spec
+        .checkpoints
+        .load(*id, None)
+        .map_err(|error| StopReason::Checkpoint(error.to_string()))?;
+    let newest = chain.as_ref().and_then(|chain| chain.last()).map(|(manifest, _)| manifest);
+    let usage_hash = match newest {
+        Some(manifest) if manifest.usage_position > 0 => {
+            let records = block_on(logs.usage.read(manifest.usage_position, 1))?;
+            records.first().map(|record| message_hash(&record.message))
+        }
+        _ => None,
+    };
+    let plan = recovery::plan(&Facts {
+        checkpoint: newest,
+        commit: last_commit.as_ref().map(|(_, commit)| commit),
+        usage_log: &logs.usage.identity().uuid,
+        control_log: &logs.control.identity().uuid,
+        usage_head: logs.usage.head(),
+        control_head: logs.control.head(),
+        usage_hash,
+    })?;
+    let mut shard = Shard::new(worker, *id, spec.shards, spec.key, spec.views);
+    shard.allow_time_jump(spec.time_jump_max);
+    shard.want_deltas();
+    let now = Instant::now();
+    let mut checkpoint = CheckpointState {
+        at: now,
+        epoch: 0,
+        generation: 0,
+        index: 0,
+        base_bytes: 0,
+        delta_bytes: 0,
+        base_due: true,
+        under_way: false,
+    };
+    if let Some(chain) = chain.filter(|_| plan.load) {
+        let (base, rest) = chain.split_first().expect("a chain has its base");
+        let last = rest.last().unwrap_or(base);
+        for (position, change) in control_changes(&*logs.control, 1, Some(last.0.control_position))?
+        {
+            shard.control(worker, position, &change)?;
+        }
+        checkpoint.epoch = last.0.epoch;
+        checkpoint.generation = last.0.generation;
+        checkpoint.index = last.0.index;
+        checkpoint.base_bytes = base.0.bytes;
+        checkpoint.delta_bytes = rest.iter().map(|(manifest, _)| manifest.bytes).sum();
+        // Damage may have hidden newer checkpoints: then the next one begins a generation above them.
+        let newest = spec.checkpoints.list(*id).ok().and_then(|mut list| list.pop());
+        checkpoint.base_due = newest.as_ref() != Some(&last.0);
+        if let Some(newest) = newest {
+            checkpoint.generation = checkpoint.generation.max(newest.generation);
+        }
+        let mut states = Vec::with_capacity(chain.len());
+        for (_, chunks) in chain {
+            let state = snapshot::decode(&chunks);
+            states.push(state.map_err(|error| StopReason::Checkpoint(error.to_string()))?);
+        }
+        shard.restore(worker, states)?;
+    }
+    let commits = commits_behind(&*logs.out, plan.commit_from)?;
+    replay(worker, &mut shard, spec, &plan, &commits, &mut heard)?;
+    shard.flow().shared().borrow_mut().rollup.clear_changes();
+    Ok(Rebuilt { shard, plan, commit: last_commit, checkpoint })
 }
 
 /// Takes one record into a shard; returns the number of its lines.

@@ -596,7 +596,7 @@ mod tests {
                  \"127.0.0.1:8080\"",
                 "http.request_timeout = \"30\" must be a whole number with the unit ms, s, m, h or \
                  d, such as \"30s\", from 1s to 10m",
-                "http.min_position_timeout = \"10s\" must be at most http.request_timeout, which is \
+                "http.min_position_timeout = \"30s\" must be at most http.request_timeout, which is \
                  \"30\"",
                 "http.body_bytes_max = \"2GiB\" must be 1KiB to 1GiB",
                 "log.segment_bytes = \"64MB\" must be a whole number with the unit B, KiB, MiB, GiB \

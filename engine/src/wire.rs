@@ -253,8 +253,18 @@ impl PartWriter {
         if rows.is_empty() {
             return;
         }
-        // By name rather than number: the bytes must not depend on the order in which names came.
-        rows.sort_unstable_by_key(|row| (row.0, row.1, row.2, row.3));
+        // By number: numbers follow from the log alone, so a shard that was restored writes the same
+        // bytes as one that never stopped. Members of declared views are numbered as they are met,
+        // which a restore does in another order: those go by their values.
+        let values = |row: &Changed<'_>| {
+            let declared = (row.1 as usize).checked_sub(ALL_VIEWS.len())?;
+            let view = rollup.declared[declared].as_ref()?;
+            Some(&view.members[row.2 as usize].1)
+        };
+        rows.sort_unstable_by(|a, b| {
+            let member = || values(a).cmp(&values(b)).then(a.2.cmp(&b.2));
+            (a.0, a.1).cmp(&(b.0, b.1)).then_with(member).then(a.3.cmp(&b.3))
+        });
         self.begin("orgs");
         let mut at = 0;
         while at < rows.len() {

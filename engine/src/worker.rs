@@ -160,6 +160,8 @@ pub fn timely_worker() -> Worker {
 struct Hosted {
     live: LiveShard,
     draining: bool,
+    /// Whether the last checkpoint was tried: a failing one must not hold up the end.
+    last_taken: bool,
 }
 
 fn run(
@@ -199,7 +201,7 @@ fn run(
                     match LiveShard::open(&mut worker, *spec, heard) {
                         Ok(live) => {
                             tell(Event::Opened(id, live.progress()));
-                            shards.insert(id, Hosted { live, draining: false });
+                            shards.insert(id, Hosted { live, draining: false, last_taken: false });
                         }
                         Err(reason) => tell(Event::Stopped(id, reason)),
                     }
@@ -288,7 +290,8 @@ fn work(
 ) -> Result<Option<CheckpointJob>, StopReason> {
     // A checkpoint first: it wants a moment without a commit under way, which a loaded shard has only
     // between two of them.
-    let last = hosted.draining && !hosted.live.busy();
+    let last = hosted.draining && !hosted.live.busy() && !hosted.last_taken;
+    hosted.last_taken |= last;
     let job = hosted.live.checkpoint(last)?;
     if let Some(append) = hosted.live.pump(worker)? {
         let (sender, id) = (sender.clone(), hosted.live.id());

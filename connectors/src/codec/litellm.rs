@@ -3,7 +3,8 @@
 //! * id: `id`. time: `startTime`, seconds since 1970 with decimals, read as decimal text (or RFC 3339).
 //! * org: `metadata.user_api_key_org_id`, else `user_api_key_team_id`. user:
 //!   `metadata.user_api_key_user_id`, else `end_user`, else `metadata.user_api_key_end_user_id`.
-//! * provider: `custom_llm_provider`. model: `model`, without the provider before a slash.
+//! * provider: `custom_llm_provider`, by the price book's name of it (`gemini` is `google`:
+//!   [`crate::price_import::provider_name`]). model: `model`, without the provider before a slash.
 //! * Usage: the provider's object where the payload kept it (`metadata.usage_object`, else
 //!   `response.usage`), since only it knows cached tokens; else `prompt_tokens`, `completion_tokens`.
 //! * `response_cost` is not read: it is LiteLLM's own estimate, made with floats and its own price
@@ -19,6 +20,7 @@ use meterr_operators::time::{SECOND, Time};
 use super::json::{Object, Value, bad_value, parse_time};
 use super::native::Envelope;
 use super::provider;
+use crate::price_import::{provider_name, renamed};
 
 /// Whether this is a StandardLoggingPayload.
 pub(super) fn recognised(object: &Object<'_>) -> bool {
@@ -57,7 +59,8 @@ pub(super) fn decode<'a>(
             (&metadata, "user_api_key_end_user_id"),
         ])?,
         model: without_prefix(first(&[(object, "model")])?, &provider),
-        provider,
+        // After the model, whose prefix is LiteLLM's name of the provider.
+        provider: renamed(provider),
         meters: usage.meters()?,
         explicit: cache_hit(object).then_some([Atto::ZERO; 4]),
         ..EventFields::default()
@@ -84,11 +87,13 @@ fn cache_hit(object: &Object<'_>) -> bool {
     object.get("cache_hit").is_some_and(|value| matches!(value.raw(), "true" | "\"True\""))
 }
 
-/// `openai/gpt-4o` of provider `openai` is the model `gpt-4o`.
+/// `openai/gpt-4o` of provider `openai` is the model `gpt-4o`; a prefix may be another spelling of
+/// the provider, as `bedrock/…` of `bedrock_converse`. The import of prices names models alike.
 fn without_prefix<'a>(model: Cow<'a, str>, provider: &str) -> Cow<'a, str> {
     let rest = |model: &str| -> Option<usize> {
-        let rest = model.strip_prefix(provider)?.strip_prefix('/')?;
-        (!provider.is_empty() && !rest.is_empty()).then(|| model.len() - rest.len())
+        let (prefix, rest) = model.split_once('/')?;
+        let same = prefix == provider || provider_name(prefix) == provider_name(provider);
+        (same && !prefix.is_empty() && !rest.is_empty()).then(|| model.len() - rest.len())
     };
     let Some(start) = rest(&model) else { return model };
     match model {

@@ -10,6 +10,8 @@
 //! * time: `time`, the span's start.
 //! * org: `org`, attribute `meterr.org` or `org`. user: `user`, attribute `meterr.user`, `user`,
 //!   `user.id` or `enduser.id`. feature: `feature`, attribute `meterr.feature`.
+//! * provider: `gen_ai.provider.name`, else `gen_ai.system`, by the price book's name of it
+//!   (`aws.bedrock` is `bedrock`: [`crate::price_import::provider_name`]).
 //! * A span of an agent or workflow sums up the spans below it and is refused.
 //! * `gen_ai.usage.cost` is an estimate of the instrumentation and not read: the price book counts.
 
@@ -22,6 +24,7 @@ use super::json::{Object, Value, bad_value, bounded_count, elements, malformed, 
 use super::native::Envelope;
 use super::provider;
 use super::usage::Usage;
+use crate::price_import::renamed;
 
 /// Operations whose spans repeat the usage of other spans, or have none.
 const SUMMING: [&str; 4] = ["create_agent", "invoke_agent", "invoke_workflow", "execute_tool"];
@@ -199,13 +202,14 @@ pub(super) fn decode<'a>(
     }
     let tier =
         span.text(&["openai.response.service_tier", "gen_ai.openai.response.service_tier"])?;
+    let provider = span.text(&["gen_ai.provider.name", "gen_ai.system"])?.unwrap_or_default();
     let fields = EventFields {
         id: span.id()?.unwrap_or_default(),
         org: span.name("org", &["meterr.org", "org"])?.unwrap_or_default(),
         user: span
             .name("user", &["meterr.user", "user", "user.id", "enduser.id"])?
             .unwrap_or_default(),
-        provider: span.text(&["gen_ai.provider.name", "gen_ai.system"])?.unwrap_or_default(),
+        provider: renamed(provider),
         model: span.text(&["gen_ai.response.model", "gen_ai.request.model"])?.unwrap_or_default(),
         feature: span.name("feature", &["meterr.feature"])?.unwrap_or_default(),
         meters: usage.meters()?,

@@ -207,6 +207,12 @@ impl FaultFs {
         self.disk.released.notify_all();
     }
 
+    /// Takes back the failures asked for that have not happened yet.
+    pub fn heal(&self) {
+        let mut state = self.disk.state.lock();
+        (state.fail_write, state.fail_sync) = (None, None);
+    }
+
     /// Whether a sync is waiting now.
     pub fn sync_held(&self) -> bool {
         self.disk.state.lock().held > 0

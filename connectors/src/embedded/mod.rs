@@ -51,7 +51,7 @@ use crate::log::{
     Appended, Clock, Log, LogError, LogIdentity, LogResult, MESSAGE_BYTES_MAX, Message, Record,
 };
 use identity::Identity;
-use segment::{FRAME, body_bytes, commit_subject, encode_frame};
+use segment::{FRAME, commit_subject, encode_frame};
 use state::{CommitRecord, State};
 use writer::{Part, Queue, Request, Writer};
 
@@ -64,7 +64,7 @@ pub struct EmbeddedOptions {
     /// A new segment begins when the current one would grow beyond this many bytes. An append never
     /// spans two segments, so a large one can make a segment larger.
     pub segment_bytes: u64,
-    /// Largest message, in bytes of subject, headers and payload with their lengths. At most 1 GiB.
+    /// Largest message, in [`Message::bytes`]. At most 1 GiB.
     pub message_bytes_max: usize,
     /// Bytes of the newest records kept in memory.
     pub tail_bytes: usize,
@@ -273,7 +273,7 @@ impl Shared {
         let max = self.options.message_bytes_max.min(1 << 30);
         let mut bytes_total = 0;
         for message in &messages {
-            let bytes = body_bytes(message);
+            let bytes = message.bytes();
             if bytes > max {
                 return Err(LogError::TooLarge { bytes, max });
             }
@@ -311,6 +311,10 @@ impl Shared {
 /// Appends take effect from the first poll on; dropping the future later does not take them back.
 /// Reads block the polling thread for the time of a few reads from files, which the page cache
 /// mostly answers; long scans belong on a thread that may block.
+///
+/// Where damage may hide the newest commit record, `last_commit` gives the damage as its error, and
+/// `commit` takes `resume - 1` for the place of the last commit: nobody passes by accident, and who
+/// has decided to go on can.
 impl Log for EmbeddedLog {
     fn identity(&self) -> &LogIdentity {
         &self.shared.identity.log

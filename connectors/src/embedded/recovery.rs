@@ -219,6 +219,13 @@ impl Opening<'_> {
             commits.push((active_first, commit_entry));
         }
         let commit = self.commit(&identity, commits.last().copied(), &may_hide_commit)?;
+        let mut segment_commit = commit_entry;
+        if matches!(commit.record, CommitRecord::Damaged(_))
+            && let Some(zone) = last.scan.zones.iter().find(|z| z.resume == commit.position + 1)
+        {
+            // So that the trailer written at the end does not vouch for the older one.
+            segment_commit = IndexEntry { position: commit.position, offset: zone.offset };
+        }
         report.damaged.extend(may_hide_commit);
         report.damaged.sort_by_key(|damage| damage.from);
         let head = last.next - 1;
@@ -234,7 +241,7 @@ impl Opening<'_> {
         report.segments = state.sealed.len() + 1;
         report.bytes = state.file_bytes();
         report.records = head;
-        Ok(Opened { identity, state, segment_commit: commit_entry, report })
+        Ok(Opened { identity, state, segment_commit, report })
     }
 
     /// Removes a last segment that was being created when the power went: its header was not yet
@@ -369,6 +376,18 @@ impl Opening<'_> {
                 damages.push(Damage { place, from: scan.next, resume: trailer.last + 1 });
             }
             (frames_end, next) = (trailer.frames_end, trailer.last + 1);
+            // The index goes unused, but a disk that spoils it may spoil more. Sealing may have
+            // been cut short, though.
+            let mut index = vec![0; trailer.index_bytes()];
+            file.read_at(&mut index, frames_end).map_err(failed("cannot read"))?;
+            if trailer.decode_index(&index, identity.salt).is_none()
+                && !Window::new(file.clone(), file_bytes, SCAN_BYTES)
+                    .has_empty_sector(frames_end, file_bytes)
+                    .map_err(failed("cannot read"))?
+            {
+                let place = format!("{name}:{frames_end}");
+                damages.push(Damage { place, from: next, resume: next });
+            }
         } else {
             let durable = scan.durable;
             let torn = scan.zones.iter().find(|zone| zone.from > durable && zone.empty_sector);
@@ -382,7 +401,7 @@ impl Opening<'_> {
                 scan.group_start = 0;
             }
         }
-        damages.splice(damages.len()..damages.len(), zone_damages(&name, &scan));
+        damages.extend(zone_damages(&name, &scan));
         if file_bytes != frames_end {
             file.set_len(frames_end).map_err(failed("cannot cut"))?;
         }
@@ -403,8 +422,10 @@ impl Opening<'_> {
         may_hide_commit: &[Damage],
     ) -> LogResult<Commit> {
         let position = newest.map_or(0, |(_, entry)| entry.position);
-        let hidden = may_hide_commit.iter().find(|d| d.from < d.resume && d.resume > position);
-        if let Some(damage) = hidden {
+        let hidden = may_hide_commit.iter().filter(|d| d.from < d.resume && d.resume > position);
+        if let Some(damage) = hidden.max_by_key(|damage| damage.resume) {
+            // Taken for as new as it can be: a writer that only knows an older commit must not pass.
+            let position = damage.resume - 1;
             return Ok(Commit { position, record: CommitRecord::Damaged(damage.clone()) });
         }
         let Some((first, entry)) = newest else {

@@ -115,7 +115,7 @@ impl Window {
     }
 
     /// Whether some sector's share of `from..to`, up to the sector's end, is all zeros.
-    fn has_empty_sector(&mut self, mut from: u64, to: u64) -> io::Result<bool> {
+    pub fn has_empty_sector(&mut self, mut from: u64, to: u64) -> io::Result<bool> {
         while let next = (from / SECTOR + 1) * SECTOR
             && next <= to
         {

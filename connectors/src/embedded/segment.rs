@@ -155,13 +155,6 @@ impl FrameHead {
     }
 }
 
-/// Bytes of a message's body.
-pub(super) fn body_bytes(message: &Message) -> usize {
-    let headers: usize =
-        message.headers.iter().map(|(name, value)| 8 + name.len() + value.len()).sum();
-    8 + message.subject.len() + headers + message.payload.len()
-}
-
 /// Appends a frame that lacks position, time, durable position and the header's checksum, which
 /// [`finish_frame`] puts in: only the writer thread knows them, while the costly checksum of the
 /// body is computed here, by the caller. The body must be below 4 GiB, which the message limit
@@ -169,7 +162,7 @@ pub(super) fn body_bytes(message: &Message) -> usize {
 pub(super) fn encode_frame(message: &Message, salt: Salt, out: &mut Vec<u8>) {
     let at = out.len();
     out.extend_from_slice(&FRAME_MAGIC);
-    out.extend_from_slice(&(body_bytes(message) as u32).to_le_bytes());
+    out.extend_from_slice(&(message.bytes() as u32).to_le_bytes());
     out.extend_from_slice(&[0; 24]);
     let flags = if commit_subject(&message.subject) { FLAG_COMMIT } else { 0 };
     out.extend_from_slice(&flags.to_le_bytes());
@@ -348,7 +341,7 @@ mod tests {
         ) {
             let message = Message { subject, headers, payload: payload.into() };
             let mut frame = framed(&message, 9);
-            prop_assert_eq!(frame.len(), FRAME + body_bytes(&message));
+            prop_assert_eq!(frame.len(), FRAME + message.bytes());
             let (head, back) = decode(&frame, SALT).unwrap();
             prop_assert_eq!((head.position, head.time, head.durable), (9, Time(5), 8));
             prop_assert_eq!(head.commit, message.subject.ends_with(".commit"));
@@ -366,7 +359,7 @@ mod tests {
             body in prop::collection::vec(prop_oneof![Just(0), 0..12_u8, any::<u8>()], 0..80)
         ) {
             if let Some(message) = decode_body(&body) {
-                prop_assert_eq!(body_bytes(&message), body.len());
+                prop_assert_eq!(message.bytes(), body.len());
             }
         }
     }

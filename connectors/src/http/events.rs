@@ -16,7 +16,6 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use meterr_operators::event::{Reason, Rejection};
 use meterr_operators::ids::{Positions, ShardId, shard_of};
-use serde::Serialize;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -56,8 +55,6 @@ const MEDIA_TYPES: [&str; 12] = [
 ];
 
 /// A line that was refused at once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RejectedLine {
@@ -70,8 +67,6 @@ pub struct RejectedLine {
 }
 
 /// Lines of one shard whose write failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FailedLines {
@@ -84,8 +79,6 @@ pub struct FailedLines {
 }
 
 /// What became of a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(serde::Deserialize))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accepted {

@@ -126,8 +126,6 @@ impl Default for HttpSettings {
     }
 }
 
-/// Splits a body by its media type into lines, each with its number from 1.
-pub type Split = for<'a> fn(Option<&str>, &'a [u8]) -> Result<Vec<(u32, Cow<'a, [u8]>)>, Rejection>;
 /// Lines of a body, each with its number from 1, or why nothing of it can be taken.
 pub type SplitResult<'a> = Result<Vec<(u32, Cow<'a, [u8]>)>, Rejection>;
 /// Splits a body by its media type into lines.

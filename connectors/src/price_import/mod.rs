@@ -12,6 +12,7 @@ pub mod litellm;
 mod providers;
 
 pub use providers::provider_name;
+pub(crate) use providers::renamed;
 
 /// What an import found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

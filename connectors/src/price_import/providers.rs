@@ -5,6 +5,8 @@
 //! (`vertex_ai-language-models`), OpenTelemetry qualifies names (`aws.bedrock`). This table maps
 //! what they write to the names of the price book; every other name stands for itself.
 
+use std::borrow::Cow;
+
 /// The price book's name of a provider, for a name as LiteLLM or OpenTelemetry writes it.
 pub fn provider_name(name: &str) -> &str {
     match name {
@@ -28,9 +30,20 @@ pub fn provider_name(name: &str) -> &str {
     }
 }
 
+/// [`provider_name`] of a name at hand: borrowed stays borrowed, so that the decoders do not copy.
+pub(crate) fn renamed(name: Cow<'_, str>) -> Cow<'_, str> {
+    match name {
+        Cow::Borrowed(name) => Cow::Borrowed(provider_name(name)),
+        Cow::Owned(name) => match provider_name(&name) {
+            ours if ours == name => Cow::Owned(name),
+            ours => Cow::Owned(ours.to_owned()),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::provider_name;
+    use super::{provider_name, renamed};
 
     #[test]
     fn known_spellings_meet_in_one_name_and_others_stand_for_themselves() {
@@ -47,6 +60,8 @@ mod tests {
         ] {
             assert_eq!(provider_name(name), ours);
             assert_eq!(provider_name(ours), ours, "a name of ours is final");
+            assert_eq!(renamed(name.into()), ours);
+            assert_eq!(renamed(name.to_owned().into()), ours);
         }
     }
 }

@@ -46,7 +46,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use fs2::FileExt;
 use meterr_operators::ids::ShardId;
 use parking_lot::Mutex;
 
@@ -179,9 +178,10 @@ impl SledStore {
         let mut lock = fs::OpenOptions::new();
         let lock = lock.create(true).truncate(false).write(true).open(beside(&dir, "lock"));
         let lock = lock.map_err(failed_io)?;
-        if let Err(error) = lock.try_lock_exclusive() {
-            let locked = error.raw_os_error() == fs2::lock_contended_error().raw_os_error();
-            return Err(failed("", if locked { Fail::Locked } else { error.into() }, &dir));
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(failed("", Fail::Locked, &dir)),
+            Err(fs::TryLockError::Error(error)) => return Err(failed("", error.into(), &dir)),
         }
         let mut state = State::start(options)?;
         let report = std::mem::take(&mut state.report);

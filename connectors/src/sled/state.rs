@@ -92,7 +92,13 @@ impl State {
     /// acknowledged is there.
     fn begin(&mut self) -> Result<(), CheckpointError> {
         let dir = self.options.dir.clone();
-        self.try_begin().map_err(|fail| failed(format!("opening {dir:?}"), fail, &dir))
+        self.try_begin().map_err(|fail| {
+            // Half begun is not begun: the next call starts over.
+            if let Some(db) = self.db.take() {
+                close_database(db);
+            }
+            failed(format!("opening {dir:?}"), fail, &dir)
+        })
     }
 
     fn try_begin(&mut self) -> Result<(), Fail> {

@@ -349,3 +349,43 @@ fn litellm_uses_tokens_not_its_own_cost() {
     let kept = r#""startTime":1767323045,"response":{"usage":{"prompt_tokens":20,"completion_tokens":10,"prompt_tokens_details":{"cached_tokens":15}}}"#;
     assert_eq!(tokens(&litellm(kept)), [5, 15, 0, 0, 10, 0]);
 }
+
+/// An event finds its price only if the decoders and the price book name providers alike.
+#[test]
+fn spellings_of_a_provider_are_the_price_books() {
+    let span = |attribute: &str, provider: &str| {
+        let line = format!(
+            r#"{{"id":"1","time":"2026-01-02T03:04:05Z","attributes":{{"{attribute}":"{provider}","gen_ai.response.model":"m","gen_ai.usage.input_tokens":1,"org":"acme","user":"u"}}}}"#
+        );
+        taken(&line).provider.to_string()
+    };
+    for (spelling, ours) in [
+        ("gcp.gemini", "google"),
+        ("gcp.vertex_ai", "vertex_ai"),
+        ("aws.bedrock", "bedrock"),
+        ("azure.ai.openai", "azure"),
+        ("x_ai", "xai"),
+        ("mistral_ai", "mistral"),
+        ("openai", "openai"),
+        ("our-own-gpu", "our-own-gpu"),
+    ] {
+        assert_eq!(span("gen_ai.provider.name", spelling), ours);
+        assert_eq!(span("gen_ai.system", spelling), ours);
+    }
+    let payload = |provider: &str, model: &str| {
+        let line = litellm("\"startTime\":1767323045")
+            .replace("\"openai\"", &format!("{provider:?}"))
+            .replace("openai/gpt-4o", model);
+        let event = taken(&line);
+        (event.provider.to_string(), event.model.to_string())
+    };
+    for (provider, model, ours) in [
+        ("gemini", "gemini/gemini-2.5-pro", ("google", "gemini-2.5-pro")),
+        ("vertex_ai-language-models", "gemini-2.5-pro", ("vertex_ai", "gemini-2.5-pro")),
+        ("bedrock_converse", "bedrock/claude", ("bedrock", "claude")),
+        ("openrouter", "openai/gpt-4o", ("openrouter", "openai/gpt-4o")),
+        ("groq", "groq/", ("groq", "groq/")),
+    ] {
+        assert_eq!(payload(provider, model), (ours.0.to_owned(), ours.1.to_owned()));
+    }
+}

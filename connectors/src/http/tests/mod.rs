@@ -20,7 +20,6 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 pub(super) use self::fake::Fake;
-use super::{Decoders, HttpSettings, ServerHandle, serve};
 use super::{Decoders, HttpSettings, ServerHandle, SplitResult, serve};
 
 /// A small decoder: objects with `id`, `org` and optionally `user`; everything else is malformed.
@@ -43,10 +42,6 @@ pub(super) fn decoders() -> Decoders {
             ..EventFields::default()
         })
     }
-    fn split<'a>(
-        media_type: Option<&str>,
-        body: &'a [u8],
-    ) -> Result<Vec<(u32, Cow<'a, [u8]>)>, Rejection> {
     fn split<'a>(media_type: Option<&str>, body: &'a [u8]) -> SplitResult<'a> {
         let malformed =
             |error: serde_json::Error| Rejection::new(Reason::Malformed, error.to_string());

@@ -1,17 +1,21 @@
-
 //! The OpenAPI document, held against the routes, the parameters, the types and live answers.
+
 use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+
 use super::super::problem::KINDS;
 use super::super::routes::ROUTES;
 use super::super::{Accepted, OPENAPI};
 use super::*;
 use crate::api::*;
+
 fn document() -> Value {
     serde_json::from_str(OPENAPI).expect("the document is JSON")
 }
+
 /// Follows a `$ref`, if there is one.
 fn followed<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     match value.get("$ref") {
@@ -21,11 +25,15 @@ fn followed<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
             document.pointer(target).unwrap_or_else(|| panic!("{target} is not there"))
         }
     }
+}
+
 struct Operation<'a> {
     method: String,
     path: &'a str,
     value: &'a Value,
     parameters: Vec<&'a Value>,
+}
+
 fn operations(document: &Value) -> Vec<Operation<'_>> {
     let mut operations = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -34,19 +42,28 @@ fn operations(document: &Value) -> Vec<Operation<'_>> {
             let parameters =
                 parameters.into_iter().flatten().map(|p| followed(document, p)).collect();
             operations.push(Operation { method: method.to_uppercase(), path, value, parameters });
+        }
+    }
     operations
+}
+
 impl Operation<'_> {
     /// Names of the parameters in `place`.
     fn names(&self, place: &str) -> BTreeSet<&str> {
         let here = self.parameters.iter().filter(|parameter| parameter["in"] == place);
         here.map(|parameter| parameter["name"].as_str().unwrap()).collect()
+    }
+
     /// The path with every parameter's example in it.
     fn example_path(&self) -> String {
         let mut path = self.path.to_owned();
         for parameter in self.parameters.iter().filter(|parameter| parameter["in"] == "path") {
             let name = format!("{{{}}}", parameter["name"].as_str().unwrap());
             path = path.replace(&name, parameter["example"].as_str().unwrap());
+        }
         path
+    }
+
     /// Media type and example of the request's body.
     fn example_body(&self) -> Option<(&str, Vec<u8>)> {
         let content = self.value.pointer("/requestBody/content")?.as_object()?;
@@ -56,6 +73,9 @@ impl Operation<'_> {
             example => example.to_string().into_bytes(),
         };
         Some((media_type, bytes))
+    }
+}
+
 #[test]
 fn routes_and_document_are_the_same_set() {
     let document = document();
@@ -66,6 +86,9 @@ fn routes_and_document_are_the_same_set() {
     assert_eq!(documented, registered);
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1."));
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
 fn every_reference_resolves_and_every_component_is_used() {
     fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
         match value {
@@ -77,15 +100,24 @@ fn every_reference_resolves_and_every_component_is_used() {
             }
             Value::Array(values) => values.iter().for_each(|value| references(value, found)),
             _ => {}
+        }
+    }
+    let document = document();
     let mut found = BTreeSet::new();
     references(&document, &mut found);
     let mut components = BTreeSet::new();
     for (group, entries) in document["components"].as_object().unwrap() {
         for name in entries.as_object().unwrap().keys() {
             components.insert(format!("#/components/{group}/{name}"));
+        }
+    }
     let found: BTreeSet<String> = found.into_iter().map(str::to_owned).collect();
     assert_eq!(found, components);
+}
+
+#[test]
 fn operations_have_names_path_parameters_and_a_way_to_fail() {
+    let document = document();
     let operations = operations(&document);
     let names: BTreeSet<_> = operations.iter().map(|o| o.value["operationId"].as_str()).collect();
     assert_eq!(names.len(), operations.len());
@@ -98,7 +130,12 @@ fn operations_have_names_path_parameters_and_a_way_to_fail() {
         assert_eq!(operation.names("path"), in_path, "{}", operation.path);
         let responses = operation.value["responses"].as_object().unwrap();
         assert!(responses.contains_key("default") && responses.contains_key("400"));
+    }
+}
+
+#[test]
 fn every_kind_of_problem_is_documented_where_its_status_is() {
+    let document = document();
     let types: Vec<String> =
         KINDS.iter().map(|(_, name, ..)| format!("/problems/{name}")).collect();
     assert_eq!(
@@ -110,14 +147,22 @@ fn every_kind_of_problem_is_documented_where_its_status_is() {
         for (status, response) in operation.value["responses"].as_object().unwrap() {
             let description = followed(&document, response)["description"].as_str().unwrap();
             texts.entry(status.clone()).or_default().push_str(description);
+        }
+    }
     for (_, name, status, ..) in KINDS {
         let of_status = texts.get(&status.to_string()).map_or("", String::as_str);
         let anywhere = [of_status, texts["default"].as_str()].concat();
         assert!(anywhere.contains(name), "{name} ({status})");
+    }
+}
+
 /// An unknown parameter is refused with the list of the known ones: the code's own word on what a
 /// route takes.
+#[test]
 fn documented_parameters_are_those_the_routes_take() {
     let server = run(small());
+    let document = document();
+    for operation in operations(&document) {
         let path = format!("{}?zz=1", operation.example_path());
         let problem = server.send(&operation.method, &path, &[], b"").problem(400, "parameter");
         let allowed = problem["allowed"].as_str().unwrap();
@@ -126,9 +171,16 @@ fn documented_parameters_are_those_the_routes_take() {
             .map(|known| known.split(", ").collect())
             .unwrap_or_default();
         assert_eq!(operation.names("query"), known, "{} {}", operation.method, operation.path);
+    }
+}
+
 /// Each documented request, with its parameters' examples one by one and its body's example, is
 /// answered with a documented status and a body that its schema describes.
+#[test]
 fn live_answers_are_as_documented() {
+    let server = run(small());
+    let document = document();
+    for operation in operations(&document) {
         let path = operation.example_path();
         // A cursor must be one of the server's own; `reading.rs` has those.
         let queries = operation
@@ -150,6 +202,7 @@ fn live_answers_are_as_documented() {
             let headers = match media_type {
                 "" => headers,
                 media_type => vec![("content-type", media_type)],
+            };
             let path = format!("{path}{query}");
             let mut stream = server.connect();
             stream.write_all(&request(&operation.method, &path, &headers, &body)).unwrap();
@@ -167,17 +220,32 @@ fn live_answers_are_as_documented() {
                 stream.read_exact(&mut reply.body).unwrap();
                 let place = format!("{} {path}", operation.method);
                 valid(&document, &described["schema"], &reply.json(), &place);
+            }
+        }
+    }
+}
+
+#[test]
 fn examples_are_as_their_schemas_say() {
+    let document = document();
     let mut checked = 0;
+    for operation in operations(&document) {
         for parameter in operation.parameters.iter().filter(|p| p.get("example").is_some()) {
             valid(&document, &parameter["schema"], &parameter["example"], operation.path);
+        }
         let body = operation.value.get("requestBody");
+        let responses = operation.value["responses"].as_object().unwrap();
         for holder in responses.values().chain(body) {
             let content = followed(&document, holder)["content"].as_object().unwrap();
             for media in content.values().filter(|media| media.get("example").is_some()) {
                 valid(&document, &media["schema"], &media["example"], operation.path);
                 checked += 1;
+            }
+        }
+    }
     assert!(checked > 30, "{checked}");
+}
+
 /// Reads an example into one of our types and shows it again: nothing in it is unknown to the type,
 /// nothing of the type is missing in it.
 #[track_caller]
@@ -185,13 +253,21 @@ fn same<T: Serialize + DeserializeOwned>(example: &Value) {
     let value: T = serde_json::from_value(example.clone())
         .unwrap_or_else(|error| panic!("{error} in {example}"));
     assert_eq!(&serde_json::to_value(&value).unwrap(), example);
+}
+
+#[test]
 fn examples_are_our_types() {
     fn each<T: Serialize + DeserializeOwned>(list: &Value) {
         let list = list.as_array().unwrap();
         assert!(!list.is_empty());
         list.iter().for_each(same::<T>);
+    }
     fn as_of(example: &Value) {
         same::<AsOf>(&json!({"as_of": example["as_of"], "epochs": example["epochs"]}));
+    }
+    let document = document();
+    for operation in operations(&document) {
+        for (status, response) in operation.value["responses"].as_object().unwrap() {
             let Some(media) = response.pointer("/content/application~1json") else { continue };
             let Some(name) = media["schema"]["$ref"].as_str() else { continue };
             let example = &media["example"];
@@ -201,10 +277,15 @@ fn examples_are_our_types() {
                 "SpendPage" => {
                     each::<SpendRow>(&example["rows"]);
                     as_of(example);
+                }
                 "TopRows" => {
                     each::<TopRow>(&example["rows"]);
+                    as_of(example);
+                }
                 "UnpricedRows" => {
                     each::<UnpricedRow>(&example["rows"]);
+                    as_of(example);
+                }
                 "DeadLetter" => same::<DeadLetter>(example),
                 "DeadLetters" => each::<DeadLetter>(&example["rows"]),
                 "PriceBook" => {
@@ -213,22 +294,34 @@ fn examples_are_our_types() {
                         entries,
                     )
                     .unwrap();
+                }
                 "PriceEffect" => same::<PriceEffect>(example),
                 "Views" => each::<ViewDeclaration>(&example["views"]),
                 "Shards" | "Ready" => each::<ShardStatus>(&example["shards"]),
                 "Changed" => {
                     same::<meterr_operators::ids::Positions>(&example["position"]);
+                }
                 // Forms of this surface alone; `live_answers_are_as_documented` sees them.
                 "TimeZone" | "Health" | "ProblemKind" => {}
                 other => panic!("{other} is not checked"),
+            }
+        }
+    }
+}
+
 /// Checks a value against a schema. Knows the keywords the document uses and refuses others, so that
 /// none is written there in vain.
+#[track_caller]
 fn valid(document: &Value, schema: &Value, value: &Value, place: &str) {
     if let Err(problem) = check(document, schema, value) {
         panic!("{place}: {problem} in {value}");
+    }
+}
+
 fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
     if schema.get("$ref").is_some() {
         return check(document, followed(document, schema), value);
+    }
     for (keyword, rule) in schema.as_object().unwrap() {
         let number = |rule: &Value| rule.as_i64().unwrap();
         let holds = match keyword.as_str() {
@@ -249,10 +342,13 @@ fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> 
                     names => {
                         names.as_array().unwrap().iter().any(|name| is(name.as_str().unwrap()))
                     }
+                }
+            }
             "enum" => rule.as_array().unwrap().contains(value),
             "pattern" => {
                 let pattern = regex_lite::Regex::new(rule.as_str().unwrap()).unwrap();
                 value.as_str().is_none_or(|text| pattern.is_match(text))
+            }
             "minLength" => value.as_str().is_none_or(|t| t.chars().count() as i64 >= number(rule)),
             "maxLength" => value.as_str().is_none_or(|t| t.chars().count() as i64 <= number(rule)),
             "minimum" => value.as_i64().is_none_or(|n| n >= number(rule)),
@@ -262,10 +358,13 @@ fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> 
             "items" => {
                 for item in value.as_array().into_iter().flatten() {
                     check(document, rule, item)?;
+                }
                 true
+            }
             "oneOf" => {
                 let rules = rule.as_array().unwrap().iter();
                 rules.filter(|rule| check(document, rule, value).is_ok()).count() == 1
+            }
             "required" => value.as_object().is_none_or(|members| {
                 rule.as_array()
                     .unwrap()
@@ -276,15 +375,28 @@ fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> 
                 for (name, member) in value.as_object().into_iter().flatten() {
                     if let Some(rule) = rule.get(name) {
                         check(document, rule, member)?;
+                    }
+                }
+                true
+            }
             "additionalProperties" => {
                 let known = schema.get("properties");
+                for (name, member) in value.as_object().into_iter().flatten() {
                     match (known.and_then(|known| known.get(name)), rule) {
                         (Some(_), _) | (None, Value::Bool(true)) => {}
                         (None, Value::Bool(false)) => {
                             return Err(format!("{name} is not described"));
                         }
                         (None, rule) => check(document, rule, member)?,
+                    }
+                }
+                true
+            }
             other => panic!("keyword {other:?} is not known to this test"),
+        };
         if !holds {
             return Err(format!("{keyword} {rule} does not hold for {value}"));
+        }
+    }
     Ok(())
+}

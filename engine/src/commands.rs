@@ -1,0 +1,282 @@
+//! Commands that run an engine, or a part of one, inside the process.
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use indicatif::ProgressBar;
+use meterr_connectors::checkpoint::CheckpointStore;
+use meterr_connectors::checkpoint_file;
+use meterr_connectors::embedded::DataDirLock;
+use meterr_connectors::sled::{SledOptions, SledStore};
+use meterr_operators::ids::ShardId;
+use serde_json::json;
+
+use crate::cli::args::{CheckpointCommand, DemoArgs, GenArgs, ServeArgs, VerifyArgs};
+use crate::cli::{Commands, Console, Exit, Table};
+use crate::node::Data;
+use crate::settings::Settings;
+use crate::verify::{self, Report};
+use crate::{demo, serve, snapshot, workload};
+
+/// The engine's commands.
+pub struct Engine;
+
+impl Commands for Engine {
+    fn serve(&self, settings: Settings, args: &ServeArgs) -> anyhow::Result<Exit> {
+        serve::serve(&settings, args.accept_time_jump, |running| {
+            // On stdout, so that whoever started it with port 0 learns where it listens.
+            println!("listening on http://{}", running.address);
+        })?;
+        Ok(Exit::Done)
+    }
+
+    fn demo(
+        &self,
+        settings: Settings,
+        args: &DemoArgs,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit> {
+        demo::demo(settings, args, console)
+    }
+
+    fn verify(
+        &self,
+        settings: Settings,
+        args: &VerifyArgs,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit> {
+        let data = Data::open(&settings, true)?;
+        let mut report = Report::default();
+        let specs: Vec<_> = data
+            .specs(&settings, true)
+            .into_iter()
+            .map(|(spec, _)| spec)
+            .filter(|spec| args.shard.is_empty() || args.shard.contains(&spec.id.0))
+            .collect();
+        let progress = if console.progress && !args.json {
+            ProgressBar::new(specs.len() as u64)
+        } else {
+            ProgressBar::hidden()
+        };
+        for spec in &specs {
+            verify::shard(spec, &mut report)
+                .with_context(|| format!("shard {} cannot be verified", spec.id))?;
+            progress.inc(1);
+        }
+        progress.finish_and_clear();
+        let same = report.differences_total == 0;
+        if args.json {
+            console.json(&serde_json::to_value(&report)?)?;
+        } else {
+            show(&report, console)?;
+        }
+        Ok(if same { Exit::Done } else { Exit::Different })
+    }
+
+    fn checkpoint(
+        &self,
+        settings: Settings,
+        command: &CheckpointCommand,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit> {
+        let dir = &settings.node.data_dir;
+        let _lock = DataDirLock::acquire(dir)?;
+        let options = SledOptions {
+            cache_bytes: settings.checkpoint.cache_bytes,
+            ..SledOptions::new(dir.join("checkpoints"), snapshot::FORMAT)
+        };
+        let (store, report) = SledStore::open(options)?;
+        for moved in &report.moved_aside {
+            writeln!(console.err, "damaged: {}, moved to {}", moved.cause, moved.to.display())?;
+        }
+        for lost in &report.lost {
+            writeln!(console.err, "lost: {lost}")?;
+        }
+        match command {
+            CheckpointCommand::List(args) => {
+                let mut rows = Vec::new();
+                for shard in chosen(&store, &args.shard)? {
+                    rows.extend(store.list(shard)?);
+                }
+                if args.json {
+                    console.json(&json!({ "checkpoints": rows }))?;
+                    return Ok(Exit::Done);
+                }
+                let mut table = Table::new(&[
+                    "shard",
+                    "generation",
+                    "index",
+                    "kind",
+                    "epoch",
+                    "usage",
+                    "control",
+                    "bytes",
+                    "log time",
+                ]);
+                for m in rows {
+                    table.row([
+                        m.shard.to_string(),
+                        m.generation.to_string(),
+                        m.index.to_string(),
+                        format!("{:?}", m.kind).to_lowercase(),
+                        m.epoch.to_string(),
+                        m.usage_position.to_string(),
+                        m.control_position.to_string(),
+                        m.bytes.to_string(),
+                        m.log_time().to_string(),
+                    ]);
+                }
+                table.print(&mut *console.out)?;
+                Ok(Exit::Done)
+            }
+            CheckpointCommand::Verify(args) => {
+                let mut rows = Vec::new();
+                for shard in chosen(&store, &args.shard)? {
+                    rows.extend(store.verify(shard)?);
+                }
+                let sound = rows.iter().all(|row| row.problem.is_none()) && !report.damaged();
+                if args.json {
+                    console.json(&json!({ "generations": rows, "sound": sound }))?;
+                } else {
+                    let mut table = Table::new(&["shard", "generation", "sound", "of", "problem"]);
+                    for row in rows {
+                        table.row([
+                            row.shard.to_string(),
+                            row.generation.to_string(),
+                            row.sound.to_string(),
+                            row.total.to_string(),
+                            row.problem.unwrap_or_default(),
+                        ]);
+                    }
+                    table.print(&mut *console.out)?;
+                }
+                Ok(if sound { Exit::Done } else { Exit::Different })
+            }
+            CheckpointCommand::Export(args) => {
+                let name = args.file.display();
+                let file = std::fs::File::create_new(&args.file)
+                    .with_context(|| format!("cannot create {name}"))?;
+                let mut writer = std::io::BufWriter::new(file);
+                let done = checkpoint_file::export(&store, ShardId(args.shard), &mut writer);
+                let done = done.inspect_err(|_| {
+                    // Half a file would only be refused later.
+                    let _ = std::fs::remove_file(&args.file);
+                })?;
+                writer.into_inner().context("cannot write the file")?.sync_all()?;
+                said(console, args.json, "exported", &format!("{done:?}"), &args.file)
+            }
+            CheckpointCommand::Import(args) => {
+                let name = args.file.display();
+                let file = std::fs::File::open(&args.file)
+                    .with_context(|| format!("cannot open {name}"))?;
+                let chain = checkpoint_file::read(std::io::BufReader::new(file))?;
+                if chain.iter().any(|(manifest, _)| manifest.shard != args.shard) {
+                    bail!("{name} is not of shard {}", args.shard);
+                }
+                let file = std::fs::File::open(&args.file)
+                    .with_context(|| format!("cannot open {name}"))?;
+                let done = checkpoint_file::import(
+                    &store,
+                    snapshot::FORMAT,
+                    std::io::BufReader::new(file),
+                )?;
+                said(console, args.json, "imported", &format!("{done:?}"), &args.file)
+            }
+        }
+    }
+
+    fn generate(&self, args: &GenArgs, console: &mut Console) -> anyhow::Result<Exit> {
+        let options = workload::Options {
+            events: args.events,
+            seed: args.seed,
+            orgs: args.orgs,
+            users: args.users,
+            zipf: args.zipf,
+            start: args.start,
+            days: args.days,
+            late_ppm: args.late,
+            late_hours_max: args.late_hours_max,
+            duplicate_ppm: args.duplicates,
+            correction_ppm: args.corrections,
+            void_ppm: args.voids,
+            resend_distance_max: args.resend_distance_max,
+        };
+        let progress = if console.progress && !args.json {
+            ProgressBar::new(args.events)
+        } else {
+            ProgressBar::hidden()
+        };
+        let summary = workload::generate(&options, &args.dir, &progress)?;
+        progress.finish_and_clear();
+        let value = serde_json::to_value(&summary)?;
+        if args.json {
+            console.json(&value)?;
+        } else {
+            let mut table = Table::new(&["what", "n"]);
+            for (name, n) in value.as_object().into_iter().flatten().filter(|(_, n)| !n.is_object())
+            {
+                table.row([name.clone(), n.to_string().trim_matches('"').to_owned()]);
+            }
+            table.print(&mut *console.out)?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn said(
+    console: &mut Console,
+    json: bool,
+    what: &str,
+    done: &str,
+    file: &std::path::Path,
+) -> anyhow::Result<Exit> {
+    if json {
+        console
+            .json(&json!({ "done": what, "file": file.display().to_string(), "detail": done }))?;
+    } else {
+        writeln!(console.out, "{what} {}: {done}", file.display())?;
+    }
+    Ok(Exit::Done)
+}
+
+fn chosen(store: &SledStore, shards: &[u16]) -> anyhow::Result<Vec<ShardId>> {
+    let known = store.shards()?;
+    Ok(known.into_iter().filter(|s| shards.is_empty() || shards.contains(&s.0)).collect())
+}
+
+fn show(report: &Report, console: &mut Console) -> anyhow::Result<()> {
+    let Report { shards, messages, events, rows, differences_total, .. } = report;
+    writeln!(
+        console.out,
+        "{shards} shards, {messages} messages, {events} events counted, {rows} rows recomputed"
+    )?;
+    if *differences_total == 0 {
+        writeln!(console.out, "every row published and held equals its recomputation")?;
+        return Ok(());
+    }
+    writeln!(console.out, "{differences_total} rows differ:")?;
+    let mut table =
+        Table::new(&["shard", "account", "org", "view", "key", "window", "found", "expected"]);
+    for d in &report.differences {
+        let short = |figures: &Option<meterr_connectors::api::Figures>| match figures {
+            None => "no row".to_owned(),
+            Some(f) => format!(
+                "{} events, {}",
+                f.events,
+                f.cost.map_or("unpriced".to_owned(), |cost| cost.to_string())
+            ),
+        };
+        table.row([
+            d.shard.to_string(),
+            d.account.to_owned(),
+            d.org.clone(),
+            d.view.clone(),
+            d.key.clone().unwrap_or_default(),
+            d.window_start.clone().unwrap_or_default(),
+            short(&d.found),
+            short(&d.expected),
+        ]);
+    }
+    table.print(&mut *console.out)?;
+    Ok(())
+}
