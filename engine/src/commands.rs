@@ -5,14 +5,14 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 use meterr_connectors::checkpoint::CheckpointStore;
-use meterr_connectors::checkpoint_file;
+use meterr_connectors::checkpoint_file::{self, Transferred};
 use meterr_connectors::embedded::DataDirLock;
 use meterr_connectors::sled::{SledOptions, SledStore};
 use meterr_operators::ids::ShardId;
 use serde_json::json;
 
 use crate::cli::args::{CheckpointCommand, DemoArgs, GenArgs, ServeArgs, VerifyArgs};
-use crate::cli::{Commands, Console, Exit, Table};
+use crate::cli::{Commands, Console, Exit, Table, count};
 use crate::node::Data;
 use crate::settings::Settings;
 use crate::verify::{self, Report};
@@ -45,6 +45,7 @@ impl Commands for Engine {
         args: &VerifyArgs,
         console: &mut Console,
     ) -> anyhow::Result<Exit> {
+        existing(&settings)?;
         let data = Data::open(&settings, true)?;
         let mut report = Report::default();
         let specs: Vec<_> = data
@@ -79,7 +80,7 @@ impl Commands for Engine {
         command: &CheckpointCommand,
         console: &mut Console,
     ) -> anyhow::Result<Exit> {
-        let dir = &settings.node.data_dir;
+        let dir = existing(&settings)?;
         let _lock = DataDirLock::acquire(dir)?;
         let options = SledOptions {
             cache_bytes: settings.checkpoint.cache_bytes,
@@ -102,15 +103,19 @@ impl Commands for Engine {
                     console.json(&json!({ "checkpoints": rows }))?;
                     return Ok(Exit::Done);
                 }
+                if rows.is_empty() {
+                    writeln!(console.out, "no checkpoints")?;
+                    return Ok(Exit::Done);
+                }
                 let mut table = Table::new(&[
-                    "shard",
-                    "generation",
-                    "index",
+                    ">shard",
+                    ">generation",
+                    ">index",
                     "kind",
-                    "epoch",
-                    "usage",
-                    "control",
-                    "bytes",
+                    ">epoch",
+                    ">usage",
+                    ">control",
+                    ">bytes",
                     "log time",
                 ]);
                 for m in rows {
@@ -122,8 +127,12 @@ impl Commands for Engine {
                         m.epoch.to_string(),
                         m.usage_position.to_string(),
                         m.control_position.to_string(),
-                        m.bytes.to_string(),
-                        m.log_time().to_string(),
+                        count(m.bytes as i64),
+                        // Before the first record there is no log time.
+                        match m.usage_position {
+                            0 => "-".to_owned(),
+                            _ => m.log_time().to_string(),
+                        },
                     ]);
                 }
                 table.print(&mut *console.out)?;
@@ -138,7 +147,11 @@ impl Commands for Engine {
                 if args.json {
                     console.json(&json!({ "generations": rows, "sound": sound }))?;
                 } else {
-                    let mut table = Table::new(&["shard", "generation", "sound", "of", "problem"]);
+                    if rows.is_empty() {
+                        writeln!(console.out, "no checkpoints")?;
+                    }
+                    let mut table =
+                        Table::new(&[">shard", ">generation", ">sound", ">of", "problem"]);
                     for row in rows {
                         table.row([
                             row.shard.to_string(),
@@ -148,7 +161,9 @@ impl Commands for Engine {
                             row.problem.unwrap_or_default(),
                         ]);
                     }
-                    table.print(&mut *console.out)?;
+                    if !table.is_empty() {
+                        table.print(&mut *console.out)?;
+                    }
                 }
                 Ok(if sound { Exit::Done } else { Exit::Different })
             }
@@ -163,7 +178,7 @@ impl Commands for Engine {
                     let _ = std::fs::remove_file(&args.file);
                 })?;
                 writer.into_inner().context("cannot write the file")?.sync_all()?;
-                said(console, args.json, "exported", &format!("{done:?}"), &args.file)
+                said(console, args.json, "exported", &done, &args.file)
             }
             CheckpointCommand::Import(args) => {
                 let name = args.file.display();
@@ -180,7 +195,7 @@ impl Commands for Engine {
                     snapshot::FORMAT,
                     std::io::BufReader::new(file),
                 )?;
-                said(console, args.json, "imported", &format!("{done:?}"), &args.file)
+                said(console, args.json, "imported", &done, &args.file)
             }
         }
     }
@@ -212,7 +227,7 @@ impl Commands for Engine {
         if args.json {
             console.json(&value)?;
         } else {
-            let mut table = Table::new(&["what", "n"]);
+            let mut table = Table::new(&["what", ">n"]);
             for (name, n) in value.as_object().into_iter().flatten().filter(|(_, n)| !n.is_object())
             {
                 table.row([name.clone(), n.to_string().trim_matches('"').to_owned()]);
@@ -223,18 +238,36 @@ impl Commands for Engine {
     }
 }
 
+/// The data directory, which must be there: looking into one that is not would make it, and then
+/// find everything in order.
+fn existing(settings: &Settings) -> anyhow::Result<&std::path::Path> {
+    let dir = &settings.node.data_dir;
+    if !dir.is_dir() {
+        bail!("there is no data directory {dir:?}; name one with --data-dir");
+    }
+    Ok(dir)
+}
+
 fn said(
     console: &mut Console,
     json: bool,
     what: &str,
-    done: &str,
+    done: &Transferred,
     file: &std::path::Path,
 ) -> anyhow::Result<Exit> {
+    let Transferred { shard, generation, checkpoints, bytes, usage_position, epoch } = done;
     if json {
-        console
-            .json(&json!({ "done": what, "file": file.display().to_string(), "detail": done }))?;
+        console.json(&json!({
+            "done": what, "file": file.display().to_string(), "shard": shard,
+            "generation": generation, "checkpoints": checkpoints, "bytes": bytes,
+            "usage_position": usage_position, "epoch": epoch,
+        }))?;
     } else {
-        writeln!(console.out, "{what} {}: {done}", file.display())?;
+        writeln!(
+            console.out,
+            "{what} generation {generation} of shard {shard}: {checkpoints} in a chain, {bytes} \
+             bytes, up to usage position {usage_position} and epoch {epoch}"
+        )?;
     }
     Ok(Exit::Done)
 }
@@ -246,6 +279,7 @@ fn chosen(store: &SledStore, shards: &[u16]) -> anyhow::Result<Vec<ShardId>> {
 
 fn show(report: &Report, console: &mut Console) -> anyhow::Result<()> {
     let Report { shards, messages, events, rows, differences_total, .. } = report;
+    let [messages, events, rows] = [*messages, *events, *rows].map(|n| count(n as i64));
     writeln!(
         console.out,
         "{shards} shards, {messages} messages, {events} events counted, {rows} rows recomputed"
@@ -261,9 +295,9 @@ fn show(report: &Report, console: &mut Console) -> anyhow::Result<()> {
         let short = |figures: &Option<meterr_connectors::api::Figures>| match figures {
             None => "no row".to_owned(),
             Some(f) => format!(
-                "{} events, {}",
-                f.events,
-                f.cost.map_or("unpriced".to_owned(), |cost| cost.to_string())
+                "{} events, {} usd",
+                count(f.events),
+                f.cost.map_or("-".to_owned(), |cost| cost.to_string())
             ),
         };
         table.row([

@@ -17,7 +17,7 @@ use meterr_operators::time::{SECOND, Time};
 use serde_json::json;
 
 use crate::cli::args::DemoArgs;
-use crate::cli::{Console, Exit, Table};
+use crate::cli::{Console, Exit, Table, count};
 use crate::node::now;
 use crate::serve::{self, Running};
 use crate::settings::Settings;
@@ -155,7 +155,7 @@ fn drive(running: &Running, args: &DemoArgs, console: &mut Console) -> anyhow::R
             console.err,
             "replaying {} requests of the Azure LLM inference trace; live figures at \
              http://{}/v1/top?by=org&window=all",
-            requests.len(),
+            count(requests.len() as i64),
             running.address
         )?;
     }
@@ -254,7 +254,7 @@ fn tables(running: &Running, position: &Positions) -> anyhow::Result<Vec<u8>> {
         [("org", TopBy::Org, 3), ("user", TopBy::User, 6), ("model", TopBy::Model, 5)]
     {
         let mut table =
-            Table::new(&[title, "events", "input tokens", "cached", "output tokens", "USD"]);
+            Table::new(&[title, ">events", ">input", ">cached", ">output", ">cost usd"]);
         for row in top(running, by, n, position)? {
             let name = match (&row.org, by) {
                 (Some(org), TopBy::User) => format!("{org}/{}", row.key),
@@ -263,15 +263,19 @@ fn tables(running: &Running, position: &Positions) -> anyhow::Result<Vec<u8>> {
             let f = row.figures;
             table.row([
                 name,
-                f.events.to_string(),
-                f.input_tokens.to_string(),
-                f.cached_input_tokens.to_string(),
-                f.output_tokens.to_string(),
-                f.cost.map_or("unpriced".to_owned(), |cost| cost.to_string()),
+                count(f.events),
+                count(f.input_tokens),
+                count(f.cached_input_tokens),
+                count(f.output_tokens),
+                f.cost.map_or("-".to_owned(), |cost| cost.to_string()),
             ]);
+        }
+        if !out.is_empty() {
+            out.push(b'\n');
         }
         table.print(&mut out)?;
     }
+    out.push(b'\n');
     Ok(out)
 }
 
@@ -337,7 +341,8 @@ fn summary(
     }
     writeln!(
         console.out,
-        "{sent} events in {:.2} s, durable and in every view; {total} USD in all",
+        "{} events in {:.2} s, durable and in every view; {total} USD in all",
+        count(sent as i64),
         took.as_secs_f64()
     )?;
     Ok(())

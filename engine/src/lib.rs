@@ -1,4 +1,17 @@
-//! Actors, workers, recovery and the command line of meterr.
+//! Actors, workers, recovery and the command line of meterr: what turns the pure shard of
+//! `meterr_operators` and the edges of `meterr_connectors` into a server.
+//!
+//! A batch travels [`service`] (publish) → usage log → reader of [`actors`] → [`worker`] → [`live`]
+//! (an epoch: control changes, then usage) → output log, as [`wire`] writes it → committed: queries
+//! ([`views`]), followers, checkpoint ([`snapshot`]).
+//!
+//! Decisions are pure functions ([`epoch`], [`lifecycle`], [`recovery`]), so that they can be tested
+//! without threads and disks; what executes them holds no rules. No pricing or aggregation happens in
+//! this crate.
+//!
+//! Reading order: [`node`] and [`serve`] (start and stop), [`worker`], [`live`], [`recovery`],
+//! [`service`]; then [`cli`] and what its commands need ([`config`] and [`settings`], [`demo`],
+//! [`mod@verify`], [`workload`]).
 
 pub mod actors;
 pub mod cli;

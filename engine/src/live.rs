@@ -432,7 +432,8 @@ impl LiveShard {
         let (counts, dead) = self.shard.close_epoch(worker, progress.epoch);
         let rejected = dead.iter().map(|dead| dead.rejection.reason).collect();
         let mut parts = PartWriter::new(progress.epoch, self.token, 1);
-        parts.changes(&self.shard, &mut self.starts);
+        let withdrawn = self.shard.take_withdrawn();
+        parts.changes(&self.shard, &withdrawn, &mut self.starts);
         parts.dead_letters(self.spec.id, dead);
         self.shard.flow().shared().borrow_mut().rollup.clear_changes();
         let (parts, hash) = parts.finish();
@@ -703,6 +704,7 @@ pub fn rebuild(
     let commits = commits_behind(&*logs.out, plan.commit_from)?;
     replay(worker, &mut shard, spec, &plan, &commits, &mut heard)?;
     shard.flow().shared().borrow_mut().rollup.clear_changes();
+    shard.take_withdrawn();
     Ok(Rebuilt { shard, plan, commit: last_commit, checkpoint })
 }
 

@@ -147,7 +147,7 @@ impl Data {
         let lock = DataDirLock::acquire(dir)?;
         let log_dir = dir.join("log");
         let control = open_log(&log_dir, "CONTROL", settings, &fs)?;
-        seed(settings, &*control)?;
+        seed(settings, &control)?;
         let mut state = ControlState::default();
         for (position, change) in control_changes(&*control, 1, None)? {
             state.apply(position, &change).map_err(NodeError::Refused)?;

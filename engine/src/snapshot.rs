@@ -1,6 +1,6 @@
 //! A shard's state ↔ the chunks of a checkpoint.
 //!
-//! Each chunk is a frame that holds one [`Piece`] and stands alone, so that encoding needs no more
+//! Each chunk is a frame that holds one `Piece` and stands alone, so that encoding needs no more
 //! memory than a chunk beside the state. Pieces come in any number and order; [`decode`] puts them
 //! together. The format is versioned by [`FORMAT`] in the manifest and by the frame's schema.
 

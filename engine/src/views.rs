@@ -122,7 +122,7 @@ fn from_views(shared: &Shared, org: u32, user: Option<u32>, query: &SpendQuery) 
     for member in list {
         let key = match query.by {
             GroupBy::None => None,
-            _ => crate::wire::key_of(shared, view as u32, *member).map(|key| key.into_owned()),
+            _ => crate::wire::key_of(shared, view, *member).map(str::to_owned),
         };
         for (window, spend) in shared.rollup.table(view).of_member(*member) {
             groups.insert((window, key.clone()), spend.clone());
@@ -269,6 +269,9 @@ pub fn merge_top(shares: Vec<Vec<(Option<String>, String, Spend)>>, n: usize) ->
         .collect()
 }
 
+/// What lacks a price: provider, model, tier, lower bound of the input size, kinds of units.
+type Lacking = (String, String, &'static str, u64, Vec<String>);
+
 /// Usage of an org that lacks a price.
 pub fn unpriced(shard: &mut Shard, org: &str) -> Vec<UnpricedRow> {
     let Some(org) = shard.flow().shared().borrow().names.org(org) else { return Vec::new() };
@@ -280,8 +283,7 @@ pub fn unpriced(shard: &mut Shard, org: &str) -> Vec<UnpricedRow> {
         }
     });
     let shared = shard.flow().shared().borrow();
-    let mut rows: BTreeMap<(String, String, &str, u64, Vec<String>), (u32, u32, i64)> =
-        BTreeMap::new();
+    let mut rows: BTreeMap<Lacking, (u32, u32, i64)> = BTreeMap::new();
     for (rate, (first, last, events)) in found {
         let rate = &shared.names.names().rates[rate as usize];
         let key = shared.names.rate_key(rate);

@@ -26,8 +26,8 @@ use meterr_connectors::codec::raw_text;
 use meterr_operators::event::{ALL_METERS, METERS, Meter};
 use meterr_operators::ids::{Positions, ShardId};
 use meterr_operators::money::Atto;
-use meterr_operators::rollup::{ALL_VIEWS, Rollup, View, ViewSet};
-use meterr_operators::shard::{Dead, Shard};
+use meterr_operators::rollup::{ALL_VIEWS, Declared, View, ViewSet};
+use meterr_operators::shard::{Dead, Shard, Withdrawn};
 use meterr_operators::time::Time;
 use meterr_operators::usage::Spend;
 use meterr_operators::window::{Zone, hour_instant};
@@ -199,9 +199,54 @@ pub struct PartWriter {
     empty: bool,
 }
 
-/// One changed row on its way out: org number, view index (declared ones after the built-in), member,
-/// window.
-type Changed<'a> = (u32, u32, u32, u32, &'a Spend);
+/// One changed row on its way out.
+#[derive(Clone, Copy)]
+struct Changed<'a> {
+    /// Org number.
+    org: u32,
+    /// View: declared ones after the built-in.
+    view: u32,
+    /// Whether it only takes back a row under a name it no longer has. Those go first.
+    gone: bool,
+    member: u32,
+    window: u32,
+    /// Zone in which the window's start is written.
+    zone: u32,
+    spend: &'a Spend,
+    /// The view, where it is a declared one.
+    declared: Option<&'a Declared>,
+}
+
+impl<'a> Changed<'a> {
+    /// Adds the row, and takes it back under the names it had in zones its org no longer has.
+    fn add_to(self, rows: &mut Vec<Changed<'a>>, withdrawn: &Withdrawn, nothing: &'a Spend) {
+        if matches!(self.size(), Size::Day | Size::Month) {
+            for (_, zone) in withdrawn.zones.iter().filter(|(org, _)| *org == self.org) {
+                rows.push(Changed { gone: true, zone: *zone, spend: nothing, ..self });
+            }
+        }
+        rows.push(self);
+    }
+
+    fn size(&self) -> Size {
+        match (self.declared, ALL_VIEWS.get(self.view as usize)) {
+            (Some(declared), _) => declared.window.into(),
+            (None, Some(view)) => size_of_view(*view),
+            (None, None) => Size::All,
+        }
+    }
+
+    fn view_name(&self) -> &str {
+        match (self.declared, ALL_VIEWS.get(self.view as usize)) {
+            (Some(declared), _) => &declared.name,
+            (None, view) => view.map_or("", |view| view.name()),
+        }
+    }
+
+    fn values(&self) -> Option<&[Box<str>]> {
+        self.declared.map(|declared| &*declared.members[self.member as usize].1)
+    }
+}
 
 impl PartWriter {
     /// For one attempt at one epoch.
@@ -227,10 +272,12 @@ impl PartWriter {
         }
     }
 
-    /// Adds all changed rows of a shard's views, by org.
-    pub fn changes(&mut self, shard: &Shard, starts: &mut Starts) {
+    /// Adds all changed rows of a shard's views, by org, and takes back the rows whose names control
+    /// changes withdrew.
+    pub fn changes(&mut self, shard: &Shard, withdrawn: &Withdrawn, starts: &mut Starts) {
         let shared = shard.flow().shared().borrow();
         let (rollup, names) = (&shared.rollup, shared.names.names());
+        let nothing = Spend::default();
         let mut rows: Vec<Changed<'_>> = Vec::with_capacity(rollup.changes_len());
         for view in ALL_VIEWS {
             for (member, window, spend) in rollup.table(view).changes() {
@@ -240,14 +287,44 @@ impl PartWriter {
                     Kind::Model => names.org_models[member as usize].org,
                     Kind::Feature => names.org_features[member as usize].org,
                 };
-                rows.push((org, view as u32, member, window, spend));
+                let (view, zone) = (view as u32, shared.zone_of(org));
+                let row =
+                    Changed { org, view, gone: false, member, window, zone, spend, declared: None };
+                row.add_to(&mut rows, withdrawn, &nothing);
             }
         }
+        let after_built_in = |at: usize| (ALL_VIEWS.len() + at) as u32;
         for (at, declared) in rollup.declared.iter().enumerate() {
-            let Some(view) = declared else { continue };
-            for (member, window, spend) in view.table.changes() {
-                let org = view.members[member as usize].0;
-                rows.push((org, (ALL_VIEWS.len() + at) as u32, member, window, spend));
+            let Some(declared) = declared else { continue };
+            for (member, window, spend) in declared.table.changes() {
+                let org = declared.members[member as usize].0;
+                let (view, zone) = (after_built_in(at), shared.zone_of(org));
+                let declared = Some(declared);
+                let row = Changed { org, view, gone: false, member, window, zone, spend, declared };
+                row.add_to(&mut rows, withdrawn, &nothing);
+            }
+        }
+        for (n, old) in withdrawn.views.iter().enumerate() {
+            // Under the number of the view that took its name, so that both stand in one list.
+            let same = |view: &Option<Declared>| view.as_ref().is_some_and(|v| v.name == old.name);
+            let at = rollup.declared.iter().position(same).unwrap_or(rollup.declared.len() + n);
+            for (member, window, _) in old.table.rows() {
+                let org = old.members[member as usize].0;
+                let zones =
+                    withdrawn.zones.iter().filter(|(of, _)| *of == org).map(|(_, zone)| *zone);
+                for zone in zones.chain([shared.zone_of(org)]) {
+                    let (view, spend, declared) = (after_built_in(at), &nothing, Some(old));
+                    rows.push(Changed {
+                        org,
+                        view,
+                        gone: true,
+                        member,
+                        window,
+                        zone,
+                        spend,
+                        declared,
+                    });
+                }
             }
         }
         if rows.is_empty() {
@@ -256,20 +333,21 @@ impl PartWriter {
         // By number: numbers follow from the log alone, so a shard that was restored writes the same
         // bytes as one that never stopped. Members of declared views are numbered as they are met,
         // which a restore does in another order: those go by their values.
-        let values = |row: &Changed<'_>| {
-            let declared = (row.1 as usize).checked_sub(ALL_VIEWS.len())?;
-            let view = rollup.declared[declared].as_ref()?;
-            Some(&view.members[row.2 as usize].1)
-        };
         rows.sort_unstable_by(|a, b| {
-            let member = || values(a).cmp(&values(b)).then(a.2.cmp(&b.2));
-            (a.0, a.1).cmp(&(b.0, b.1)).then_with(member).then(a.3.cmp(&b.3))
+            let member = || match (a.values(), b.values()) {
+                (None, None) => a.member.cmp(&b.member),
+                (a, b) => a.cmp(&b),
+            };
+            (a.org, a.view, !a.gone)
+                .cmp(&(b.org, b.view, !b.gone))
+                .then_with(member)
+                .then_with(|| (a.window, a.zone).cmp(&(b.window, b.zone)))
         });
         self.begin("orgs");
         let mut at = 0;
         while at < rows.len() {
-            let org = rows[at].0;
-            let len = rows[at..].iter().take_while(|row| row.0 == org).count();
+            let org = rows[at].org;
+            let len = rows[at..].iter().take_while(|row| row.org == org).count();
             let mut group = &rows[at..at + len];
             at += len;
             while !group.is_empty() {
@@ -300,27 +378,25 @@ impl PartWriter {
         // Orgs are [A-Za-z0-9_-], so need no escapes.
         out.extend_from_slice(shared.names.org_name(org).as_bytes());
         out.extend_from_slice(b"\",\"views\":{");
-        let zone_at = shared.zone_of(org);
-        let zone = &shared.zones[zone_at as usize];
         let mut view = u32::MAX;
-        for (at, (_, row_view, member, window, spend)) in rows.iter().enumerate() {
+        for (at, row) in rows.iter().enumerate() {
             if out.len() > PART_LEN_MAX {
                 out.extend_from_slice(b"]}}");
                 return &rows[at..];
             }
-            if *row_view == view {
+            if row.view == view {
                 out.push(b',');
             } else {
                 if view != u32::MAX {
                     out.extend_from_slice(b"],");
                 }
-                view = *row_view;
-                write_text(out, view_name(&shared.rollup, view));
+                view = row.view;
+                write_text(out, row.view_name());
                 out.extend_from_slice(b":[");
             }
-            let size = size_of_view(&shared.rollup, view);
             out.push(b'[');
-            match starts.of(size, zone_at, zone, *window) {
+            let zone = &shared.zones[row.zone as usize];
+            match starts.of(row.size(), row.zone, zone, row.window) {
                 Some(start) => {
                     out.push(b'"');
                     out.extend_from_slice(start.as_bytes());
@@ -328,8 +404,18 @@ impl PartWriter {
                 }
                 None => out.extend_from_slice(b"null,"),
             }
-            write_key(out, shared, view, *member);
-            write_figures(out, spend);
+            match (row.values(), ALL_VIEWS.get(view as usize)) {
+                (Some(values), _) => {
+                    let json = serde_json::to_string(values).unwrap_or_default();
+                    write_text(out, &json);
+                }
+                (None, Some(view)) => match key_of(shared, *view, row.member) {
+                    None => out.extend_from_slice(b"null"),
+                    Some(key) => write_text(out, key),
+                },
+                (None, None) => out.extend_from_slice(b"null"),
+            }
+            write_figures(out, row.spend);
             out.push(b']');
         }
         out.extend_from_slice(b"]}}");
@@ -427,26 +513,12 @@ impl From<meterr_operators::control::WindowSize> for Size {
     }
 }
 
-fn size_of_view(rollup: &Rollup, view: u32) -> Size {
-    match ALL_VIEWS.get(view as usize) {
-        Some(View::OrgHour) => Size::Hour,
-        Some(View::OrgAll) => Size::All,
-        Some(View::OrgDay | View::UserDay | View::ModelDay | View::FeatureDay) => Size::Day,
-        Some(_) => Size::Month,
-        None => {
-            let declared = rollup.declared.get(view as usize - ALL_VIEWS.len());
-            declared.and_then(Option::as_ref).map_or(Size::All, |view| view.window.into())
-        }
-    }
-}
-
-fn view_name(rollup: &Rollup, view: u32) -> &str {
-    match ALL_VIEWS.get(view as usize) {
-        Some(view) => view.name(),
-        None => {
-            let declared = rollup.declared.get(view as usize - ALL_VIEWS.len());
-            declared.and_then(Option::as_ref).map_or("", |view| &view.name)
-        }
+fn size_of_view(view: View) -> Size {
+    match view {
+        View::OrgHour => Size::Hour,
+        View::OrgAll => Size::All,
+        View::OrgDay | View::UserDay | View::ModelDay | View::FeatureDay => Size::Day,
+        View::OrgMonth | View::UserMonth | View::ModelMonth | View::FeatureMonth => Size::Month,
     }
 }
 
@@ -477,37 +549,18 @@ impl Starts {
     }
 }
 
-/// The key of a member: null for the org itself, a name, or a JSON array for declared views.
+/// The key of a member: its name, `None` for the org itself.
 pub fn key_of(
     shared: &meterr_operators::dataflow::Shared,
-    view: u32,
+    view: View,
     member: u32,
-) -> Option<std::borrow::Cow<'_, str>> {
+) -> Option<&str> {
     let names = shared.names.names();
-    let known = ALL_VIEWS.get(view as usize).copied();
-    Some(match known.map(kind) {
-        Some(Kind::Org) => return None,
-        Some(Kind::User) => (*names.users[member as usize].name).into(),
-        Some(Kind::Model) => shared.names.symbol(names.org_models[member as usize].name).into(),
-        Some(Kind::Feature) => shared.names.symbol(names.org_features[member as usize].name).into(),
-        None => {
-            let declared = shared.rollup.declared.get(view as usize - ALL_VIEWS.len());
-            let values =
-                declared.and_then(Option::as_ref).map(|view| &view.members[member as usize].1);
-            serde_json::to_string(&values).unwrap_or_default().into()
-        }
-    })
-}
-
-fn write_key(
-    out: &mut Vec<u8>,
-    shared: &meterr_operators::dataflow::Shared,
-    view: u32,
-    member: u32,
-) {
-    match key_of(shared, view, member) {
-        None => out.extend_from_slice(b"null"),
-        Some(key) => write_text(out, &key),
+    match kind(view) {
+        Kind::Org => None,
+        Kind::User => Some(&names.users[member as usize].name),
+        Kind::Model => Some(shared.names.symbol(names.org_models[member as usize].name)),
+        Kind::Feature => Some(shared.names.symbol(names.org_features[member as usize].name)),
     }
 }
 
@@ -582,11 +635,11 @@ pub fn org_rows(shard: &Shard, org: u32, set: ViewSet, starts: &mut Starts) -> O
             Kind::Model => &members.models,
             Kind::Feature => &members.features,
         };
-        let size = size_of_view(&shared.rollup, view as u32);
+        let size = size_of_view(view);
         let mut list = Vec::new();
         for member in of {
             for (window, spend) in shared.rollup.table(view).of_member(*member) {
-                let key = key_of(&shared, view as u32, *member).map(|key| key.into_owned());
+                let key = key_of(&shared, view, *member).map(str::to_owned);
                 let window_start = starts.of(size, zone_at, zone, window).map(str::to_owned);
                 list.push(Row { window_start, key, figures: figures(spend) });
             }

@@ -43,9 +43,10 @@ fn states() -> [ShardState; 2] {
             Step::Control(change) => shard.control(&mut worker, n as u64 + 1, change).unwrap(),
             Step::Message(message) => {
                 texts.0.push((message.position, message.lines.clone()));
-                let lines = message.lines.iter().enumerate().map(|(at, line)| {
-                    (at as u32 + 1, line.text.as_bytes(), line.event.clone())
-                });
+                let lines =
+                    message.lines.iter().enumerate().map(|(at, line)| {
+                        (at as u32 + 1, line.text.as_bytes(), line.event.clone())
+                    });
                 let incoming = Incoming {
                     position: message.position,
                     time: message.time,

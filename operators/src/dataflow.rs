@@ -308,11 +308,17 @@ impl Flow {
         changes
     }
 
-    /// Sets the time zone of an org.
+    /// Sets the time zone of an org. Returns the org's number and the zone it had, if it has rows and
+    /// another zone now.
     ///
     /// # Errors
     /// When the database has no such zone; nothing is changed then.
-    pub fn set_zone(&mut self, worker: &mut Worker, org: &str, name: &str) -> Result<(), String> {
+    pub fn set_zone(
+        &mut self,
+        worker: &mut Worker,
+        org: &str,
+        name: &str,
+    ) -> Result<Option<(u32, u32)>, String> {
         let mut shared = self.shared.borrow_mut();
         let new = match shared.zones.iter().position(|zone| zone.name() == name) {
             Some(known) => known as u32,
@@ -324,31 +330,37 @@ impl Flow {
         // Before the new zone is known by name: orgs restored without any usage have theirs to come.
         shared.zone_new_orgs();
         shared.zone_names.insert(org.to_owned(), new);
-        let Some(number) = shared.names.org(org) else { return Ok(()) };
+        let Some(number) = shared.names.org(org) else { return Ok(None) };
         let old = std::mem::replace(&mut shared.org_zones[number as usize], new);
         drop(shared);
-        if old != new {
-            self.change(worker, Change::Rezone { org: number, old, new });
+        if old == new {
+            return Ok(None);
         }
-        Ok(())
+        self.change(worker, Change::Rezone { org: number, old, new });
+        Ok(Some((number, old)))
     }
 
-    /// Declares a view and fills it from all usage. One of the same name is replaced.
-    pub fn declare_view(&mut self, worker: &mut Worker, view: crate::rollup::Declared) {
-        self.remove_view(&view.name);
+    /// Declares a view and fills it from all usage. Returns the one of the same name it replaces.
+    pub fn declare_view(
+        &mut self,
+        worker: &mut Worker,
+        view: crate::rollup::Declared,
+    ) -> Option<crate::rollup::Declared> {
+        let replaced = self.remove_view(&view.name);
         let mut shared = self.shared.borrow_mut();
         shared.rollup.declared.push(Some(view));
         let view = shared.rollup.declared.len() as u32 - 1;
         drop(shared);
         self.change(worker, Change::Fill { view });
+        replaced
     }
 
-    /// Removes a declared view; whether there was one.
-    pub fn remove_view(&mut self, name: &str) -> bool {
+    /// Removes a declared view, if there is one.
+    pub fn remove_view(&mut self, name: &str) -> Option<crate::rollup::Declared> {
         let mut shared = self.shared.borrow_mut();
         let views = &mut shared.rollup.declared;
         let found = views.iter_mut().find(|view| view.as_ref().is_some_and(|v| v.name == name));
-        found.is_some_and(|view| view.take().is_some())
+        found.and_then(Option::take)
     }
 
     /// Visits usage rows with `rates` and slots in `from..to`, in no promised order of rates.

@@ -447,9 +447,8 @@ impl Rollup {
     /// Spreads what is still summed up. Must follow the last [`Rollup::add`] of an epoch.
     pub fn flush(&mut self) {
         let Some(run) = self.run.take() else { return };
-        if run.spend.is_nothing() {
-            return;
-        }
+        // Also where it adds up to nothing: a change of zone takes a row out of a day and puts it into
+        // the same one, which now begins at another instant, so the row must be listed.
         let month = month_of_cached(run.day);
         self.into(View::ModelDay, run.org_model, run.day, &run.spend);
         self.into(View::ModelMonth, run.org_model, month, &run.spend);

@@ -124,6 +124,17 @@ pub struct ShardState {
     pub dead: Vec<(u64, u32)>,
 }
 
+/// What control changes of an epoch took out of the views under the names rows had: whoever keeps rows
+/// by name must hear of it.
+#[derive(Debug, Default)]
+pub struct Withdrawn {
+    /// Orgs that got another zone, by number, and the zone they had: their days and months began at
+    /// other instants.
+    pub zones: Vec<(u32, u32)>,
+    /// Declared views removed or replaced.
+    pub views: Vec<Declared>,
+}
+
 /// A shard.
 #[derive(Debug)]
 pub struct Shard {
@@ -139,6 +150,7 @@ pub struct Shard {
     updates: Vec<UsageUpdate>,
     dead: Vec<Dead>,
     counts: Counts,
+    withdrawn: Withdrawn,
     /// Usage since the last checkpoint.
     delta: Vec<UsageUpdate>,
     delta_wanted: bool,
@@ -173,6 +185,7 @@ impl Shard {
             updates: Vec::new(),
             dead: Vec::new(),
             counts: Counts::default(),
+            withdrawn: Withdrawn::default(),
             delta: Vec::new(),
             delta_wanted: false,
             names_taken: Lengths::default(),
@@ -380,14 +393,15 @@ impl Shard {
                 self.flow.set_book(worker, book, &touched);
             }
             ControlChange::TimeZone(change) => {
-                self.flow.set_zone(worker, &change.org, &change.time_zone).map_err(refuse)?;
+                let (org, zone) = (&change.org, &change.time_zone);
+                self.withdrawn.zones.extend(self.flow.set_zone(worker, org, zone).map_err(refuse)?);
             }
             ControlChange::View(view) => {
                 let view = Declared::new(view.name.clone(), view.by.clone(), view.window);
-                self.flow.declare_view(worker, view);
+                self.withdrawn.views.extend(self.flow.declare_view(worker, view));
             }
             ControlChange::ViewRemoved(view) => {
-                self.flow.remove_view(&view.name);
+                self.withdrawn.views.extend(self.flow.remove_view(&view.name));
             }
             ControlChange::Horizon(change) => {
                 self.dedupe.set_horizon(change.seconds as i64 * SECOND);
@@ -415,6 +429,11 @@ impl Shard {
             self.dead_epochs.push((epoch, dead.len() as u32));
         }
         (std::mem::take(&mut self.counts), dead)
+    }
+
+    /// What control changes took out of the views since this was last asked.
+    pub fn take_withdrawn(&mut self) -> Withdrawn {
+        std::mem::take(&mut self.withdrawn)
     }
 
     /// Usage differences waiting for the next closing.

@@ -31,6 +31,14 @@ pub enum ClientError {
         #[source]
         source: Box<ureq::Error>,
     },
+    /// The server is there and did not answer in time.
+    #[error("no answer from {url} within {within:?}; --timeout waits longer")]
+    Silent {
+        /// The server.
+        url: String,
+        /// How long it had.
+        within: Duration,
+    },
     /// The server said no.
     #[error("the server refused with status {status}: {detail}")]
     Refused {
@@ -55,7 +63,7 @@ impl ClientError {
     /// Whether the same request may succeed a little later.
     pub fn passing(&self) -> bool {
         match self {
-            ClientError::Unreachable { .. } => true,
+            ClientError::Unreachable { .. } | ClientError::Silent { .. } => true,
             ClientError::Refused { status, .. } => matches!(status, 408 | 429 | 502 | 503 | 504),
             ClientError::Strange { .. } => false,
         }
@@ -223,6 +231,11 @@ impl Client {
     }
 
     fn unreachable(&self, error: ureq::Error) -> ClientError {
+        if let ureq::Error::Timeout(at) = error
+            && at != ureq::Timeout::Connect
+        {
+            return ClientError::Silent { url: self.url.clone(), within: self.timeout };
+        }
         ClientError::Unreachable { url: self.url.clone(), source: Box::new(error) }
     }
 

@@ -18,11 +18,13 @@ pub(super) fn configuration(
             let result = settings(&args.config, environment, None);
             if !args.json {
                 let loaded = result?;
-                let changed = loaded.origins.len();
-                writeln!(
-                    console.out,
-                    "configuration is valid; {changed} values are not the default"
-                )?;
+                // By a file, the environment or a flag, be it to the default.
+                let values = match loaded.origins.len() {
+                    0 => "all values are the default".to_owned(),
+                    1 => "1 value is set".to_owned(),
+                    set => format!("{set} values are set"),
+                };
+                writeln!(console.out, "configuration is valid; {values}")?;
                 return Ok(Exit::Done);
             }
             match result {
@@ -132,6 +134,7 @@ mod tests {
         assert_eq!(answer["problems"][1]["expected"], "must be 1 to 256");
         let ran = run(&["config", "check"]);
         assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""));
+        assert_eq!(ran.out, "configuration is valid; all values are the default\n");
     }
 
     #[test]

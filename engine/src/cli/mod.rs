@@ -34,7 +34,7 @@ mod watch;
 use args::{CheckpointCommand, Cli, Command, ConfigArgs, DemoArgs, GenArgs, ServeArgs, VerifyArgs};
 pub use client::ClientError;
 pub use console::Console;
-pub use table::Table;
+pub use table::{Table, count};
 
 /// How a command ended. The numbers are part of the command line's contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub enum Exit {
     Rejected = 3,
     /// A view differs from its recomputation, or a checkpoint does not verify.
     Different = 4,
-    /// The server cannot be reached.
+    /// The server cannot be reached, or does not answer in time.
     Unreachable = 5,
     /// Interrupted.
     Interrupted = crate::shutdown::INTERRUPTED as isize,
@@ -239,7 +239,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
         return Exit::Usage;
     }
     match error.downcast_ref::<ClientError>() {
-        Some(ClientError::Unreachable { .. }) => Exit::Unreachable,
+        Some(ClientError::Unreachable { .. } | ClientError::Silent { .. }) => Exit::Unreachable,
         _ => Exit::Failed,
     }
 }

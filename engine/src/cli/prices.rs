@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::args::{PricesCommand, PricesListArgs, PricesSetArgs};
 use super::client::{Client, Method, Query};
-use super::table::{Table, count};
+use super::table::{Table, busy_positions, count};
 use super::{ClientError, Console, Exit, UsageError};
 
 /// Rows of the comparison shown to people.
@@ -65,6 +65,13 @@ fn list(args: &PricesListArgs, console: &mut Console) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let entries: Vec<PriceEntry> = client.list(&answer, "prices")?;
+    if entries.is_empty() {
+        match &args.model {
+            Some(model) => writeln!(console.out, "no price of model {model:?}")?,
+            None => writeln!(console.out, "the price book is empty")?,
+        }
+        return Ok(Exit::Done);
+    }
     let used = |at: &usize| entries.iter().any(|entry| entry.written()[*at].is_some());
     let fields: Vec<usize> = (0..PRICE_FIELDS.len()).filter(used).collect();
     let mut columns: Vec<String> = KEY_COLUMNS.iter().map(|column| (*column).to_owned()).collect();
@@ -331,7 +338,8 @@ fn price_change(change: &PriceChange) -> String {
 fn show_effect(effect: &PriceEffect, console: &mut Console) -> anyhow::Result<()> {
     let out = &mut console.out;
     if effect.orgs == 0 {
-        writeln!(out, "no usage so far changes its cost (as of {})", effect.as_of)?;
+        let as_of = busy_positions(effect.as_of.clone());
+        writeln!(out, "no usage so far changes its cost (as of {as_of})")?;
         return Ok(());
     }
     let mut table = Table::new(&["org", ">events", ">cost before", ">cost after", ">difference"]);
@@ -354,7 +362,7 @@ fn show_effect(effect: &PriceEffect, console: &mut Console) -> anyhow::Result<()
         ]);
     }
     table.print(out)?;
-    writeln!(out, "cost in usd, as of {}", effect.as_of)?;
+    writeln!(out, "cost in usd, as of {}", busy_positions(effect.as_of.clone()))?;
     Ok(())
 }
 

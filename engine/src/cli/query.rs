@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::args::{QueryArgs, TopArgs, TopByArg, UnpricedArgs, WindowArg};
 use super::client::{Client, Query, path};
-use super::table::{self, Table, count, harmless};
+use super::table::{self, Table, busy_positions, count, harmless};
 use super::{ClientError, Console, Exit};
 
 /// Most rows the server gives in one page.
@@ -70,7 +70,11 @@ pub(super) fn query(args: &QueryArgs, console: &mut Console) -> anyhow::Result<E
         .collect::<Result<Vec<_>, ClientError>>()?;
     let by = args.by.strip_prefix("tag:").unwrap_or(&args.by);
     let labels: &[&str] = if grouped { &[window.name(), by] } else { &[window.name()] };
-    table::figures(labels, &figures).print(&mut console.out)?;
+    if figures.is_empty() {
+        writeln!(console.out, "no spend in these windows")?;
+    } else {
+        table::figures(labels, &figures).print(&mut console.out)?;
+    }
     if cursor.is_some() {
         writeln!(console.err, "there are more rows; raise --limit, or narrow --from and --to")?;
     }
@@ -108,7 +112,23 @@ pub(super) fn top(args: &TopArgs, console: &mut Console) -> anyhow::Result<Exit>
         })
         .collect::<Result<Vec<_>, ClientError>>()?;
     let labels: &[&str] = if users { &["org", "user"] } else { &[args.by.name()] };
-    table::figures(labels, &figures).print(&mut console.out)?;
+    if figures.is_empty() {
+        let of = match args.at {
+            _ if args.window == WindowArg::All => "so far".to_owned(),
+            None => {
+                let this = match args.window {
+                    WindowArg::Hour => "in this hour",
+                    WindowArg::Day => "today",
+                    WindowArg::Month | WindowArg::All => "in this month",
+                };
+                format!("{this}; --at DATE shows another, --window all everything")
+            }
+            Some(at) => format!("in the {} of {at}", args.window.name()),
+        };
+        writeln!(console.out, "no spend {of}")?;
+    } else {
+        table::figures(labels, &figures).print(&mut console.out)?;
+    }
     unpriced_hint(&figures, None, console)?;
     as_of(&answer, console)?;
     Ok(Exit::Done)
@@ -159,7 +179,7 @@ fn text<'a>(row: &'a Value, name: &str) -> Option<&'a str> {
 }
 
 /// The beginning of a window as people name it.
-fn window_shown(start: Option<&str>, window: WindowArg) -> String {
+pub(super) fn window_shown(start: Option<&str>, window: WindowArg) -> String {
     let Some(start) = start else { return "all".to_owned() };
     let shown = match window {
         WindowArg::Month => start.get(..7),
@@ -170,7 +190,7 @@ fn window_shown(start: Option<&str>, window: WindowArg) -> String {
 }
 
 /// A key; events without the feature or tag have the empty one.
-fn key_shown(key: &str) -> String {
+pub(super) fn key_shown(key: &str) -> String {
     if key.is_empty() { "(none)".to_owned() } else { key.to_owned() }
 }
 
@@ -181,10 +201,11 @@ fn unpriced_hint(
 ) -> anyhow::Result<()> {
     let events: i64 = rows.iter().fold(0, |sum, (_, f)| sum.saturating_add(f.unpriced_events));
     if events > 0 {
+        let are = if events == 1 { "event is" } else { "events are" };
         let (events, org) = (count(events), org.unwrap_or("ORG"));
         writeln!(
             console.err,
-            "{events} events are not in the cost, for lack of a price: meterr unpriced {org}"
+            "{events} {are} not in the cost, for lack of a price: meterr unpriced {org}"
         )?;
     }
     Ok(())
@@ -193,7 +214,8 @@ fn unpriced_hint(
 /// Says up to where the answer counts, in the form `--min-position` takes.
 fn as_of(answer: &Value, console: &mut Console) -> anyhow::Result<()> {
     if let Some(position) = answer.get("as_of").and_then(Value::as_str) {
-        writeln!(console.out, "as of {}", harmless(position))?;
+        let shown = position.parse().map_or_else(|_| harmless(position), busy_positions);
+        writeln!(console.out, "as of {shown}")?;
     }
     Ok(())
 }
@@ -293,6 +315,28 @@ mod tests {
         assert!(ran.out.contains("UNPRICED  COST USD\n"), "{}", ran.out);
         assert!(ran.err.starts_with("3 events are not in the cost, for lack of a price"));
         assert_eq!(server.requests()[0].target, "/v1/top?by=user&window=day&n=10");
+    }
+
+    #[test]
+    fn no_rows_are_said_to_be_none_and_idle_shards_are_left_out() {
+        let answer = json!({"rows": [], "as_of": "0:0,1:7,2:0,c:3", "epochs": []}).to_string();
+        let server = Server::new((0..4).map(|_| reply(200, &answer)).collect());
+        let url = server.url();
+        let ran = run(&["query", "acme", "--url", &url]);
+        assert_eq!(ran.out, "no spend in these windows\nas of 1:7,c:3\n");
+        let ran = run(&["top", "--url", &url]);
+        assert_eq!(
+            ran.out,
+            "no spend today; --at DATE shows another, --window all everything\nas of 1:7,c:3\n"
+        );
+        let ran = run(&["top", "--at", "2026-01-02", "--url", &url]);
+        assert!(
+            ran.out.starts_with("no spend in the day of 2026-01-02T00:00:00Z\n"),
+            "{}",
+            ran.out
+        );
+        let ran = run(&["top", "--window", "all", "--url", &url]);
+        assert!(ran.out.starts_with("no spend so far\n"), "{}", ran.out);
     }
 
     #[test]

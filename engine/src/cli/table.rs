@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use comfy_table::{Cell, CellAlignment, Table as Grid, presets};
 use meterr_connectors::api::Figures;
+use meterr_operators::ids::Positions;
 use meterr_operators::money::Atto;
 
 /// A table of text and figures.
@@ -74,6 +75,16 @@ pub fn harmless(text: &str) -> String {
         }
     }
     shown
+}
+
+/// Positions without those of shards that nothing has come to: they need no waiting for, and there
+/// may be hundreds.
+pub fn busy_positions(mut positions: Positions) -> String {
+    positions.shards.retain(|(_, position)| *position > 0);
+    if positions.shards.is_empty() && positions.control.is_none() {
+        return "the beginning".to_owned();
+    }
+    positions.to_string()
 }
 
 /// A count with its thousands set apart: `1,234,567`.

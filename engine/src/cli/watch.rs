@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
+use meterr_connectors::api::SpendRow as Row;
 use serde_json::{Value, json};
 
-use super::args::WatchArgs;
+use super::args::{WatchArgs, WindowArg};
 use super::client::{Client, path};
+use super::query::{key_shown, window_shown};
 use super::sse::{Event, Events};
-use super::table::{count, harmless};
-use super::{ClientError, Console, Exit};
+use super::table::{busy_positions, cost, count, harmless};
+use super::{Console, Exit};
 
 /// Wait before coming back after an interruption; doubles while nothing arrives.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
@@ -89,13 +91,7 @@ fn show(
         return Ok(counts);
     }
     match event.kind.as_str() {
-        "snapshot" | "change" => {
-            let rows: Vec<Value> = client.list(&data, "rows")?;
-            let sign = if event.kind == "snapshot" { '=' } else { '~' };
-            for row in &rows {
-                writeln!(console.out, "{sign} {}", line(row, client)?)?;
-            }
-        }
+        "snapshot" | "change" => print_rows(&event.kind, &data, client, console)?,
         "reset" => writeln!(console.err, "too much was missed; beginning anew")?,
         // A newer server may tell more; it is there with --json.
         _ => {}
@@ -104,30 +100,75 @@ fn show(
     Ok(counts)
 }
 
-/// A row on one line: what it is about, then its totals.
-fn line(row: &Value, client: &Client) -> Result<String, ClientError> {
-    let mut labels = Vec::new();
-    for name in ["view", "window", "window_start", "by", "key"] {
-        match row.get(name) {
-            None | Some(Value::Null) => {}
-            Some(Value::String(text)) => labels.push(harmless(text)),
-            Some(other) => labels.push(harmless(&other.to_string())),
-        }
-    }
-    let events: i64 = client.read(row.get("events").unwrap_or(&Value::Null))?;
-    let cost = match row.get("cost") {
-        Some(Value::String(cost)) => harmless(cost),
-        _ => "-".to_owned(),
+/// Prints the rows of a snapshot or change under a line that says which commit it shows.
+fn print_rows(
+    kind: &str,
+    data: &Value,
+    client: &Client,
+    console: &mut Console,
+) -> anyhow::Result<()> {
+    let Some(views) = data.get("views").and_then(Value::as_object) else {
+        return Err(client.strange("no \"views\" in an event".to_owned()).into());
     };
-    let mut line = format!("{:<48}  {:>12} events  {cost} usd", labels.join(" "), count(events));
-    if let Some(unpriced) = row.get("unpriced_events").and_then(Value::as_i64).filter(|n| *n != 0) {
-        line.push_str(&format!("  {} unpriced", count(unpriced)));
+    let as_of = data.get("as_of").and_then(Value::as_str).unwrap_or("?");
+    let as_of = as_of.parse().map_or_else(|_| harmless(as_of), busy_positions);
+    writeln!(console.out, "{kind} as of {as_of}")?;
+    let mut lines = 0;
+    for view in views.keys() {
+        let rows: Vec<Row> = client.list(&data["views"], view)?;
+        for row in &rows {
+            writeln!(console.out, "  {}", line(view, row))?;
+        }
+        lines += rows.len();
     }
-    Ok(line)
+    if lines == 0 {
+        writeln!(console.out, "  no spend yet")?;
+    }
+    Ok(())
 }
+
+/// A row on one line: what it is about, then its totals. Columns are of fixed width, since what
+/// comes next is not known.
+fn line(view: &str, row: &Row) -> String {
+    let start = row.window_start.as_deref();
+    let window = match BUILT_IN.iter().find(|(name, _)| *name == view) {
+        Some((_, window)) => window_shown(start, *window),
+        None => start.unwrap_or("all").to_owned(),
+    };
+    let key = row.key.as_deref().map(key_shown).unwrap_or_default();
+    let (view, window, key) = (harmless(view), harmless(&window), harmless(&key));
+    let mut line = format!("{view:<14} {window:<20} {key:<24} ");
+    if row.figures.events == 0 {
+        line.push_str("nothing any more");
+        return line;
+    }
+    let (events, s) = (count(row.figures.events), if row.figures.events == 1 { ' ' } else { 's' });
+    line.push_str(&format!("{events:>11} event{s}  {} usd", cost(row.figures.cost)));
+    if row.figures.unpriced_events != 0 {
+        line.push_str(&format!("  {} unpriced", count(row.figures.unpriced_events)));
+    }
+    line
+}
+
+/// Views whose windows have short names; those of declared views are shown as they come.
+const BUILT_IN: [(&str, WindowArg); 10] = [
+    ("org_hour", WindowArg::Hour),
+    ("org_day", WindowArg::Day),
+    ("org_month", WindowArg::Month),
+    ("org_all", WindowArg::All),
+    ("user_day", WindowArg::Day),
+    ("user_month", WindowArg::Month),
+    ("model_day", WindowArg::Day),
+    ("model_month", WindowArg::Month),
+    ("feature_day", WindowArg::Day),
+    ("feature_month", WindowArg::Month),
+];
 
 #[cfg(test)]
 mod tests {
+    use meterr_connectors::api::Figures;
+    use meterr_operators::money::Atto;
+
     use super::super::testing::{Server, client_args, events, hang_up, reply, run};
     use super::*;
 
@@ -149,12 +190,12 @@ mod tests {
     #[test]
     fn an_interruption_is_made_good_from_the_last_whole_event() {
         let server = Server::new(vec![
-            events("id: 3-7\nevent: snapshot\ndata: {\"rows\":[]}\n\nid: 3-8\ndata: {\"cut"),
+            events("id: 3-7\nevent: snapshot\ndata: {\"views\":{}}\n\nid: 3-8\ndata: {\"cut"),
             hang_up(),
             reply(503, r#"{"detail":"starting"}"#),
-            events("id: 3-8\nevent: change\ndata: {\"rows\":[]}\n\n"),
+            events("id: 3-8\nevent: change\ndata: {\"views\":{}}\n\n"),
             events(
-                "id:\nevent: reset\ndata: {}\n\nid: 3-20\nevent: snapshot\ndata: {\"rows\":[]}\n\n",
+                "id:\nevent: reset\ndata: {}\n\nid: 3-20\nevent: snapshot\ndata: {\"views\":{}}\n\n",
             ),
         ]);
         assert_eq!(quickly(&args(server.url(), 3)).unwrap(), Exit::Done);
@@ -170,25 +211,48 @@ mod tests {
 
     #[test]
     fn rows_are_lines_and_json_is_an_event_a_line() {
-        let data = json!({"rows": [
-            {"view": "org_user_day", "window_start": "2026-01-02T00:00:00Z", "key": "u\u{1b}",
-             "events": 1200, "cost": "0.0012", "unpriced_events": 3},
-            {"view": "org_all", "window_start": null, "key": null, "events": 1, "cost": null},
-        ]});
+        let row = |window_start: Option<&str>, key: Option<&str>, events, unpriced_events| {
+            let priced = (events > unpriced_events).then_some(Atto::usd(3));
+            let figures = Figures { events, cost: priced, unpriced_events, ..Figures::default() };
+            let (window_start, key) = (window_start.map(str::to_owned), key.map(str::to_owned));
+            Row { window_start, key, figures }
+        };
+        let midnight = Some("2026-01-02T00:00:00+01:00");
+        let data = json!({"shard": 3, "epoch": 7, "as_of": "3:9,c:1", "org": "acme", "views": {
+            "org_all": [row(None, None, 1, 1)],
+            "team": [row(midnight, Some("[\"u\",\"x\"]"), 2, 0)],
+            "user_day": [row(midnight, Some("u\u{1b}"), 1_200, 3), row(midnight, Some(""), 0, 0)],
+        }});
         let stream = format!(": hi\n\nid: 3-7\nevent: change\ndata: {data}\n\n");
         let server = Server::new(vec![events(&stream), events(&stream)]);
         let url = server.url();
         let ran = run(&["watch", "acme", "--events", "1", "--url", &url]);
         assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
-        assert_eq!(
-            ran.out,
-            "~ org_user_day 2026-01-02T00:00:00Z u\\u{1b}                1,200 events  0.0012 usd  3 \
-             unpriced\n\
-             ~ org_all                                                      1 events  - usd\n"
-        );
+        let expected = [
+            "change as of 3:9,c:1",
+            "  org_all        all                                                     1 event   - usd  1 unpriced",
+            "  team           2026-01-02T00:00:00+01:00 [\"u\",\"x\"]                          2 events  3 usd",
+            "  user_day       2026-01-02           u\\u{1b}                        1,200 events  3 usd  3 unpriced",
+            "  user_day       2026-01-02           (none)                   nothing any more",
+        ];
+        assert_eq!(ran.out.lines().collect::<Vec<_>>(), expected);
         let ran = run(&["watch", "acme", "--events", "1", "--json", "--url", &url]);
         let event: Value = serde_json::from_str(&ran.out).unwrap();
         assert_eq!(event, json!({"event": "change", "id": "3-7", "data": data}));
+    }
+
+    #[test]
+    fn an_org_without_spend_says_so_and_another_form_is_recognised() {
+        let server = Server::new(vec![
+            events(
+                "id: 3-7\nevent: snapshot\ndata: {\"as_of\":\"3:0,c:1\",\"views\":{\"org_all\":[]}}\n\n",
+            ),
+            events("id: 3-7\nevent: snapshot\ndata: {\"rows\":[]}\n\n"),
+        ]);
+        let ran = run(&["watch", "acme", "--events", "1", "--url", &server.url()]);
+        assert_eq!(ran.out, "snapshot as of c:1\n  no spend yet\n");
+        let ran = run(&["watch", "acme", "--events", "1", "--url", &server.url()]);
+        assert!(ran.err.contains("no \"views\" in an event"), "{}", ran.err);
     }
 
     #[test]

@@ -26,7 +26,7 @@ Examples:
   meterr demo                              replay a real trace, watch spend change, no set-up
   meterr serve                             run the engine on this machine
   meterr publish events.ndjson             send usage events
-  meterr query acme --by user              what did each user of acme spend today, and before
+  meterr query acme --by user              what each user of acme spent, day by day
   meterr watch acme                        see each change as it is committed
   meterr prices import prices.json         take over a price map, after showing what it changes
   meterr verify                            recompute everything from the log and compare
@@ -37,7 +37,7 @@ Exit codes:
   2    wrong usage or configuration
   3    publish: some lines were rejected, the others are durable
   4    verify: a view differs from its recomputation, or a checkpoint does not verify
-  5    the server cannot be reached
+  5    the server cannot be reached, or does not answer in time
   130  interrupted
 
 Results go to stdout, everything else to stderr. With --json, stdout has JSON of the same form as \
@@ -158,7 +158,7 @@ pub struct DemoArgs {
     /// How much faster than the trace's own time to replay; 0 means as fast as possible
     #[arg(long, default_value_t = 60.0, value_parser = speed)]
     pub speed: f64,
-    /// Address of the page and HTTP API (http.address); port 0 takes a free one
+    /// Address of the HTTP API (http.address); port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
 }
@@ -177,7 +177,7 @@ pub struct ServeArgs {
     /// Which configuration to use.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Address of the page and HTTP API (http.address)
+    /// Address of the HTTP API (http.address); port 0 takes a free one, printed on stdout
     #[arg(long, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
     /// Go on where a shard stopped because its log's time jumped ahead (log.time_jump_max)
@@ -201,10 +201,10 @@ pub struct PublishArgs {
     /// File with one event a line, or - for stdin
     #[arg(value_name = "FILE|-")]
     pub file: PathBuf,
-    /// Take usage older than the horizon; duplicates of it are recognised only from now on
+    /// Take usage older than the horizon too; copies of it are recognised only from now on
     #[arg(long)]
     pub backfill: bool,
-    /// Most events in one request; no more, so that the server lists every rejected line
+    /// Most events in one request, at most 1000 so that the server lists every rejected line
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     pub batch_lines: u32,
     /// Requests under way at once
@@ -288,12 +288,13 @@ pub struct QueryArgs {
 /// `watch`
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Prints the org's rows as they are, then each row that a commit changes, with its new totals. Goes \
-on after interruptions where it stopped.
+Prints every row of the org as it is, then for each commit the rows it changed, with their new \
+totals. Goes on after interruptions where it stopped.
 
 Examples:
   meterr watch acme
-  meterr watch acme --events 1 --json       # one snapshot")]
+  meterr watch acme --events 1              # one snapshot, then stop
+  meterr watch acme --json                  # one JSON object an event, as the HTTP API sends it")]
 pub struct WatchArgs {
     /// The org
     #[arg(value_parser = org)]

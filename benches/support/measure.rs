@@ -1,0 +1,121 @@
+//! CPU seconds, memory and machine, as Linux tells them; results as text for people and as CSV.
+//!
+//! CPU seconds rather than wall time wherever one thread does the work: on a machine that others use
+//! too, wall time measures the others.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+/// Clock ticks a second of `/proc/*/stat`: fixed at 100 for user space on every Linux architecture
+/// this builds for.
+const TICKS: f64 = 100.0;
+
+/// CPU seconds of the calling thread.
+pub fn thread_cpu() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos: f64 = text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0);
+    // Kernels without schedstats say 0; ticks are coarse, but true.
+    if nanos > 0.0 { nanos / 1e9 } else { stat_cpu("/proc/thread-self/stat").unwrap_or(0.0) }
+}
+
+/// CPU seconds of a process, all its threads together, user and system.
+pub fn process_cpu(pid: u32) -> Result<f64> {
+    stat_cpu(&format!("/proc/{pid}/stat"))
+}
+
+fn stat_cpu(path: &str) -> Result<f64> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    // The second field is the command in parentheses and may hold blanks.
+    let rest = text.rsplit_once(") ").context("a stat line names its command")?.1;
+    let field = |n: usize| rest.split(' ').nth(n).and_then(|n| n.parse::<f64>().ok());
+    let (user, system) = field(11).zip(field(12)).context("a stat line has times")?;
+    Ok((user + system) / TICKS)
+}
+
+/// A line of `/proc/PID/status` in bytes: `VmRSS` (now) or `VmHWM` (at most so far).
+pub fn memory(pid: u32, what: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find(|line| line.starts_with(what)).context("status has memory")?;
+    let kib = line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok());
+    Ok(kib.context("memory is a number")? * 1024)
+}
+
+/// Resident bytes of this process.
+pub fn own_memory() -> u64 {
+    memory(std::process::id(), "VmRSS").unwrap_or(0)
+}
+
+/// Bytes of the files below a directory, as allocated on disk.
+pub fn disk_usage(directory: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        // A file may go away while it is looked at: the server is at work.
+        let Ok(about) = entry.metadata() else { continue };
+        bytes += if about.is_dir() { disk_usage(&entry.path())? } else { about.blocks() * 512 };
+    }
+    Ok(bytes)
+}
+
+/// Wall and CPU time of the calling thread since [`Watch::start`].
+pub struct Watch {
+    wall: Instant,
+    cpu: f64,
+}
+
+impl Watch {
+    /// Starts.
+    pub fn start() -> Watch {
+        Watch { cpu: thread_cpu(), wall: Instant::now() }
+    }
+
+    /// Wall seconds and CPU seconds.
+    pub fn stop(&self) -> (f64, f64) {
+        (self.wall.elapsed().as_secs_f64(), thread_cpu() - self.cpu)
+    }
+}
+
+/// The middle of some numbers; of an even count, the lower of the two.
+pub fn median(numbers: &[f64]) -> f64 {
+    percentile(numbers, 50.0)
+}
+
+/// The number that `percent` of the numbers do not exceed.
+pub fn percentile(numbers: &[f64], percent: f64) -> f64 {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+/// Appends a result to the file named by `METERR_BENCH_CSV`, if it is set.
+pub fn record(bench: &str, case: &str, round: usize, metric: &str, value: f64, unit: &str) {
+    let Some(path) = std::env::var_os("METERR_BENCH_CSV") else { return };
+    let line = format!("{bench},{case},{round},{metric},{value},{unit}\n");
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+        eprintln!("cannot write {}: {error}", path.display());
+    }
+}
+
+/// Whether cargo runs this as a bench, rather than as part of `cargo test --benches`.
+pub fn asked_for() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
+}
+
+/// The value of `--name value`, when given.
+pub fn option(name: &str) -> Option<String> {
+    let mut arguments = std::env::args();
+    arguments.find(|argument| argument == name)?;
+    arguments.next()
+}
+
+/// Whether `--name` is given.
+pub fn flag(name: &str) -> bool {
+    std::env::args().any(|argument| argument == name)
+}

@@ -1,0 +1,147 @@
+//! The promise under `kill -9`: every acknowledged event is in the views, once, and a subscriber who
+//! resumes sees each commit of its org once and in order.
+//!
+//! Publishers send batches of new events, duplicates, revisions, voids, late events and conflicting
+//! duplicates, and an administrator changes prices and time zones, while the real binary is killed at
+//! random moments, also in the middle of starting. Whatever got no answer is sent again. Checkpoints
+//! are taken as often as settings allow. In the end every view is compared with `model.rs`, which
+//! knows only what was sent, what subscribers saw with the output log, and `meterr verify` must agree.
+//!
+//! `METERR_CRASH_ROUNDS` sets the rounds (50 by default; thousands are fine), `METERR_CRASH_SEED`
+//! repeats what publishers sent and when the server was killed, as far as the machine repeats itself.
+
+#![allow(clippy::unwrap_used)]
+
+mod model;
+mod publisher;
+mod subscriber;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use meterr_operators::rng::Rng;
+use support::{Launch, number_from_env};
+
+use model::{Model, ORGS};
+
+/// Where the server is at the moment; what publishers, administrator and subscribers share.
+pub struct Stage {
+    url: Mutex<Option<String>>,
+    /// Publishers finish what they have begun and end.
+    pub closing: AtomicBool,
+    /// Subscribers end when their stream does.
+    pub over: AtomicBool,
+}
+
+impl Stage {
+    /// Address of the server, once there is one.
+    pub fn url(&self) -> String {
+        loop {
+            if let Some(url) = self.url.lock().unwrap().clone() {
+                return url;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+#[test]
+fn every_acknowledged_event_counts_once_through_kill_9() {
+    let rounds = number_from_env("METERR_CRASH_ROUNDS", 50);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let seed = number_from_env("METERR_CRASH_SEED", now.as_millis() as u64);
+    println!("METERR_CRASH_SEED={seed} METERR_CRASH_ROUNDS={rounds}");
+    let dir = tempfile::tempdir().unwrap();
+    let launch = Launch::on(dir.path())
+        .set("NODE__SHARDS", "4")
+        .set("NODE__WORKERS", "2")
+        .set("CHECKPOINT__INTERVAL", "1s")
+        .set("CHECKPOINT__EVENTS_MAX", "1000")
+        .set("LOG__SEGMENT_BYTES", "1MiB")
+        .set("TELEMETRY__LOG", "warn");
+    let stage = Arc::new(Stage {
+        url: Mutex::new(None),
+        closing: AtomicBool::new(false),
+        over: AtomicBool::new(false),
+    });
+    let model = Arc::new(Mutex::new(Model::default()));
+
+    let publishers: Vec<_> = (0..3)
+        .map(|n| {
+            let (stage, model) = (stage.clone(), model.clone());
+            std::thread::spawn(move || publisher::publish(n, seed, &stage, &model))
+        })
+        .collect();
+    let administrator = {
+        let (stage, model) = (stage.clone(), model.clone());
+        std::thread::spawn(move || publisher::administer(seed, &stage, &model))
+    };
+    let subscribers: Vec<_> = ORGS
+        .iter()
+        .map(|org| {
+            let stage = stage.clone();
+            std::thread::spawn(move || subscriber::follow(org, &stage))
+        })
+        .collect();
+
+    let mut rng = Rng::stream(seed, 1_000);
+    let mut killed_early = 0;
+    for round in 0..rounds {
+        let server =
+            launch.spawn().unwrap_or_else(|(status, log)| panic!("round {round}: {status}: {log}"));
+        if rng.percent(20) {
+            // In the middle of restoring and replaying.
+            std::thread::sleep(Duration::from_micros(rng.below(60_000)));
+            killed_early += 1;
+        } else {
+            *stage.url.lock().unwrap() = Some(server.url.clone());
+            server.until_ready();
+            std::thread::sleep(Duration::from_micros(50_000 + rng.below(500_000)));
+        }
+        sound(&server.log(), round);
+        server.kill();
+        *stage.url.lock().unwrap() = None;
+    }
+
+    let server = launch.start();
+    *stage.url.lock().unwrap() = Some(server.url.clone());
+    stage.closing.store(true, Ordering::SeqCst);
+    let mut lines = 0;
+    for publisher in publishers {
+        lines += publisher.join().unwrap();
+    }
+    let changes = administrator.join().unwrap();
+    let model = Arc::into_inner(model).unwrap().into_inner().unwrap();
+    println!("{lines} lines, {changes} changes of prices and zones, {killed_early} early kills");
+    assert!(lines > 20 * rounds && changes > 0, "too little happened: {lines} lines");
+    model.check(&server);
+    // Everything once more: nothing may change.
+    for batch in model.lines().chunks(500) {
+        let text: String = batch.concat();
+        publisher::post(&server.url, &text).unwrap();
+    }
+    model.check(&server);
+
+    stage.over.store(true, Ordering::SeqCst);
+    let states: Vec<_> = ORGS.iter().map(|org| subscriber::snapshot(&server.url, org)).collect();
+    server.stop();
+    for (subscriber, state) in subscribers.into_iter().zip(states) {
+        subscriber.join().unwrap().check(dir.path(), &state);
+    }
+    let report = launch.verified();
+    assert_eq!(report["events"], model.events_counted(), "{report}");
+}
+
+/// A server that was started on what a crash left must have nothing to complain of but torn ends.
+fn sound(log: &str, round: u64) {
+    for line in log.lines() {
+        let torn = line.contains("cut a torn end off the log");
+        assert!(
+            torn || !line.contains("ERROR") && !line.contains("panicked"),
+            "round {round}: {line}"
+        );
+    }
+}
