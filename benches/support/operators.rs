@@ -113,6 +113,11 @@ impl Operators {
         rollup.clear_changes();
     }
 
+    /// Takes what waits for the next checkpoint, and lets it go.
+    pub fn checkpoint(&mut self) {
+        drop(self.shard.take_delta());
+    }
+
     /// The shard.
     pub fn shard(&self) -> &Shard {
         &self.shard
