@@ -140,6 +140,7 @@ fn checkpoints_are_listed_verified_exported_and_imported() {
         server.rows(&format!("/v1/orgs/acme/spend?window=day&by=user&min_position={position}"));
     server.stop();
     let shard = position.split_once(':').unwrap().0;
+    let shard_number: u64 = shard.parse().unwrap();
     let json_of = |args: &[&str]| -> Value {
         let (code, out, err) = ran(&launch.run(args));
         assert_eq!(code, 0, "{args:?}: {out}{err}");
@@ -148,7 +149,7 @@ fn checkpoints_are_listed_verified_exported_and_imported() {
     let list = json_of(&["checkpoint", "list", "--json"]);
     let of_shard = |list: &Value| -> usize {
         let rows = list["checkpoints"].as_array().unwrap();
-        rows.iter().filter(|row| row["shard"].to_string() == shard).count()
+        rows.iter().filter(|row| row["shard"].as_u64() == Some(shard_number)).count()
     };
     assert!(of_shard(&list) > 0, "{list}");
     assert_eq!(json_of(&["checkpoint", "verify", "--json"])["sound"], true);

@@ -7,6 +7,7 @@ mod commands;
 mod dead_letters;
 mod lifecycle;
 mod reading;
+mod readme;
 mod settings;
 mod streams;
 #[path = "../support/mod.rs"]
