@@ -37,6 +37,10 @@ pub struct Operators {
 }
 
 /// SPEND-1 has no corrections.
+/// Steps between two checkpoints' deltas: as many events as the default of `checkpoint.events_max`
+/// allows.
+const CHECKPOINT_STEPS: u64 = 10;
+
 struct NoHistory;
 
 impl History for NoHistory {
@@ -79,6 +83,11 @@ impl Operators {
             return Err(anyhow!("line {} is refused: {}", dead.place.line, dead.rejection));
         }
         self.output(done);
+        // A checkpoint takes what changed and lets go of it; without that its list would grow with the
+        // whole run.
+        if self.position.is_multiple_of(CHECKPOINT_STEPS) {
+            drop(self.shard.take_delta());
+        }
         Ok(())
     }
 
@@ -102,6 +111,11 @@ impl Operators {
             }
         }
         rollup.clear_changes();
+    }
+
+    /// Takes what waits for the next checkpoint, and lets it go.
+    pub fn checkpoint(&mut self) {
+        drop(self.shard.take_delta());
     }
 
     /// The shard.

@@ -519,7 +519,7 @@ mod tests {
             settings.checkpoint,
             Checkpoint {
                 interval: Duration::from_secs(30),
-                events_max: 1_000_000,
+                events_max: 100_000,
                 base_ratio: 0.5,
                 keep: 2,
                 cache_bytes: 64 << 20,

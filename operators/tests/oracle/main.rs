@@ -29,6 +29,7 @@ mod text;
 
 use std::ops::Range;
 
+use meterr_operators::control::ControlChange;
 use meterr_operators::histories::{HistoryOptions, Step, history};
 use meterr_operators::rng::Rng;
 
@@ -91,7 +92,28 @@ pub fn equals_oracle(steps: &[Step], shards: u16, threads: u16) -> Result<(), St
 
 #[test]
 fn every_view_equals_the_oracle() {
-    require(seeds(0..24), options, |_, shards, steps| equals_oracle(steps, shards, 1));
+    require(seeds(0..30), options, |_, shards, steps| equals_oracle(steps, shards, 1));
+}
+
+/// Epochs of a thousand and more events: rows, ids and updates fill several blocks and batches.
+#[test]
+fn large_epochs_equal_the_oracle_and_survive_restores() {
+    let large = |seed| HistoryOptions { steps: 150, lines_max: 60, orgs: 8, ..options(seed) };
+    require(seeds(150..152), large, |seed, shards, steps| {
+        // Boundaries around a change of the horizon must stay.
+        let horizon = |at: usize| {
+            let step = steps.get(at);
+            matches!(step, Some(Step::Control(ControlChange::Horizon(_))))
+        };
+        let kept =
+            |at: usize| at.is_multiple_of(50) || horizon(at + 1) || horizon(at.wrapping_sub(1));
+        let kept = |at: usize, step: &Step| !matches!(step, Step::Boundary) || kept(at);
+        let few = steps.iter().enumerate().filter(|(at, step)| kept(*at, step));
+        let few: Vec<Step> = few.map(|(_, step)| step.clone()).collect();
+        equals_oracle(&few, shards, 2)?;
+        let mut events = restore::Events::default();
+        restore::restored_equals_uninterrupted(seed, shards, &few, false, &mut events)
+    });
 }
 
 #[test]

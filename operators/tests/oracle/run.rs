@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use differential_dataflow::difference::Multiply;
 use meterr_operators::control::ControlChange;
+use meterr_operators::dataflow::price_at;
 use meterr_operators::dedupe::Place;
 use meterr_operators::event::{Event, HashKey};
 use meterr_operators::histories::{Step, UsageMessage};
 use meterr_operators::ids::ShardId;
 use meterr_operators::reference::{Reference, Refused};
-use meterr_operators::rollup::ViewSet;
+use meterr_operators::rollup::{View, ViewSet};
 use meterr_operators::shard::{History, Incoming, Shard};
+use meterr_operators::time::Slot;
+use meterr_operators::usage::Spend;
 use timely::WorkerConfig;
 use timely::communication::Allocator;
 use timely::communication::allocator::thread::Thread;
@@ -205,10 +209,37 @@ impl Hosted {
         shared.rollup.clear_changes();
         shared.rollup.check_sums(&shared.names)?;
         drop(shared);
+        self.check_usage()?;
         let declared = declared_of(&self.shard);
         let ids = self.shard.dedupe().len();
         let shown = Shown { rows, declared, ids, dead: self.dead.clone() };
         Ok(Outcome { shown, changes, dead })
+    }
+}
+
+impl Hosted {
+    /// The arrangement of usage, which answers groupings that no view has, priced anew is what the
+    /// views show, by either way of reading it.
+    fn check_usage(&mut self) -> Result<(), String> {
+        let (mut all, mut by_rate) = (Vec::new(), Vec::new());
+        let flow = self.shard.flow_mut();
+        flow.visit_all(|key, usage| all.push((*key, usage.clone())));
+        let rates = flow.shared().borrow().names.names().rates.len() as u32;
+        flow.visit(0..rates, Slot::MIN, Slot::END, |key, usage| {
+            by_rate.push((*key, usage.clone()))
+        });
+        differ("usage by rate", &by_rate, &all).map_or(Ok(()), Err)?;
+        let mut shared = flow.shared().borrow_mut();
+        let mut sums: BTreeMap<u32, Spend> = BTreeMap::new();
+        for (key, usage) in &all {
+            let prices = shared.prices_of(key.rate);
+            let spend = usage.multiply(price_at(&prices, Slot(key.slot)));
+            let org = shared.names.names().rates[key.rate as usize].org;
+            sums.entry(org).or_default().add(&spend);
+        }
+        let shown = shared.rollup.table(View::OrgAll).rows();
+        let shown: BTreeMap<u32, Spend> = shown.map(|(org, _, s)| (org, s.clone())).collect();
+        differ("usage priced anew", &sums, &shown).map_or(Ok(()), Err)
     }
 }
 
