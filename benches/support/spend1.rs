@@ -1,7 +1,7 @@
 //! SPEND-1: a million usage events of 1,000 orgs and 16 models over 60 days, with the exact views
 //! they must lead to. 1 % of the events are sent twice, 2 % arrive up to three days late.
 //!
-//! The file is made by `benches/spend1/generate` and not kept in the repository.
+//! The file is made by `benches/spend1/make` and not kept in the repository.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -81,7 +81,7 @@ pub fn path() -> Result<PathBuf> {
     );
     if !path.exists() {
         bail!(
-            "{} does not exist; make it with benches/spend1/generate, or set METERR_SPEND1",
+            "{} does not exist; make it with benches/spend1/make, or set METERR_SPEND1",
             path.display()
         );
     }
