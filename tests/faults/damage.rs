@@ -10,7 +10,7 @@ use meterr_operators::rng::Rng;
 use serde_json::{Value, json};
 
 use crate::support::{Launch, copy_dir, files_below, number_from_env, ran};
-use crate::{ORGS, Totals, batch, launch, totals_of};
+use crate::{ORGS, Totals, batch, launch, totals_of, until_settled};
 
 /// A data directory with several segments, checkpoints with deltas, a price and a zone of its own.
 fn grown(dir: &Path) -> Totals {
@@ -114,14 +114,7 @@ fn serve(launch: &Launch, totals: &Totals, what: &str) -> bool {
         let of = |state: &str| shards.iter().filter(|shard| shard["state"] == state).count();
         (of("live") + of("stopped") == shards.len()).then(|| of("stopped"))
     });
-    // What is in the log but was not committed before is so soon after.
-    server.until("all of the log committed", || {
-        let answer = server.get("/v1/shards").expect(200);
-        let live = answer["shards"].as_array().unwrap().clone().into_iter();
-        live.filter(|shard| shard["state"] == "live")
-            .all(|shard| shard["usage_head"] == shard["usage_position"])
-            .then_some(())
-    });
+    until_settled(&server);
     let mut refused = 0;
     for org in ORGS {
         match totals_of(&server, org) {

@@ -5,7 +5,7 @@
 //! log it is the same, a write that fails half-way.
 
 use crate::support::Launch;
-use crate::{ORGS, Totals, batch, launch, totals_of};
+use crate::{ORGS, Totals, batch, launch, totals_of, until_settled};
 
 const BATCH: u64 = 500;
 
@@ -36,6 +36,7 @@ fn fill(launch: &Launch, from: u64, totals: &mut Totals) -> u64 {
         Some(stopped["problem"].as_str().unwrap().to_owned())
     });
     assert!(problem.contains("USAGE_") || problem.contains("OUT_"), "{problem}");
+    until_settled(&server);
     // Whoever asks gets the committed figures or 503, never figures of what was not acknowledged.
     for org in ORGS {
         if let Some((events, _)) = totals_of(&server, org) {

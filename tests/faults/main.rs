@@ -57,6 +57,20 @@ pub fn batch(range: std::ops::Range<u64>, totals: &mut Totals) -> String {
     lines
 }
 
+/// Waits until live shards have committed what is in their logs; until then two questions may have
+/// two answers.
+pub fn until_settled(server: &Server) {
+    server.until("all of the log committed", || {
+        let answer = server.get("/v1/shards").expect(200);
+        let shards = answer["shards"].as_array().unwrap();
+        shards
+            .iter()
+            .filter(|shard| shard["state"] == "live")
+            .all(|shard| shard["usage_head"] == shard["usage_position"])
+            .then_some(())
+    });
+}
+
 /// Totals of an org by four questions, which must agree; `None` when the server says 503.
 pub fn totals_of(server: &Server, org: &str) -> Option<(i64, i128)> {
     let mut found = Vec::new();
