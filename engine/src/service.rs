@@ -390,12 +390,9 @@ impl Service {
         let rest = rest.filter(move |event| {
             futures::future::ready(epoch_of_event(event).is_none_or(|epoch| epoch > seen))
         });
-        let mut draining = self.shared.draining.subscribe();
-        let ended = async move {
-            // Also when the node is gone.
-            drop(draining.wait_for(|draining| *draining).await);
-        };
-        Ok(futures::stream::iter(first).chain(rest).take_until(Box::pin(ended)).boxed())
+        // A drain ends streams from the surface's side, which can say good-bye; the engine only lets go
+        // of a follower with its shard.
+        Ok(futures::stream::iter(first).chain(rest).boxed())
     }
 
     /// Changes of an org in the epochs after `from`, up to `to`; `None` when that is too much to read.
