@@ -193,6 +193,8 @@ pub struct PartWriter {
     epoch: u64,
     token: u64,
     attempt: u32,
+    /// Length at which a part is closed; it may be a row longer.
+    len_max: usize,
     parts: Vec<Vec<u8>>,
     /// The part being written; whether it holds anything yet.
     open: Vec<u8>,
@@ -251,7 +253,8 @@ impl<'a> Changed<'a> {
 impl PartWriter {
     /// For one attempt at one epoch.
     pub fn new(epoch: u64, token: u64, attempt: u32) -> PartWriter {
-        PartWriter { epoch, token, attempt, parts: Vec::new(), open: Vec::new(), empty: true }
+        let (parts, open) = (Vec::new(), Vec::new());
+        PartWriter { epoch, token, attempt, len_max: PART_LEN_MAX, parts, open, empty: true }
     }
 
     fn begin(&mut self, field: &str) {
@@ -351,7 +354,7 @@ impl PartWriter {
             let mut group = &rows[at..at + len];
             at += len;
             while !group.is_empty() {
-                if self.open.len() > PART_LEN_MAX {
+                if self.open.len() > self.len_max {
                     self.end();
                     self.begin("orgs");
                 }
@@ -380,7 +383,8 @@ impl PartWriter {
         out.extend_from_slice(b"\",\"views\":{");
         let mut view = u32::MAX;
         for (at, row) in rows.iter().enumerate() {
-            if out.len() > PART_LEN_MAX {
+            // At least one row, or the list to be closed would not be open.
+            if at > 0 && out.len() > self.len_max {
                 out.extend_from_slice(b"]}}");
                 return &rows[at..];
             }
@@ -429,7 +433,7 @@ impl PartWriter {
         }
         self.begin("dead_letters");
         for (n, dead) in dead.into_iter().enumerate() {
-            if self.open.len() > PART_LEN_MAX {
+            if self.open.len() > self.len_max {
                 self.end();
                 self.begin("dead_letters");
             }
@@ -691,5 +695,78 @@ mod tests {
         let row: Row = serde_json::from_slice(&out).unwrap();
         assert_eq!(row.figures, figures(&spend));
         assert_eq!((row.figures.images, row.figures.costs.ai), (2, Atto::usd(2)));
+    }
+
+    #[test]
+    fn an_epoch_reads_the_same_wherever_its_parts_end() {
+        use meterr_operators::event::{Event, EventFields, HashKey};
+        use meterr_operators::shard::{History, Incoming};
+
+        struct None;
+        impl History for None {
+            fn event_at(
+                &mut self,
+                _: meterr_operators::dedupe::Place,
+            ) -> Result<Event<'static>, String> {
+                Err("nothing is replaced here".to_owned())
+            }
+        }
+        let mut worker = crate::worker::timely_worker();
+        let key = HashKey([1; 16]);
+        let mut shard = Shard::new(&mut worker, ShardId(0), 1, key, ViewSet::DEFAULT);
+        let events: Vec<_> = (0..12)
+            .map(|n| {
+                let fields = EventFields {
+                    id: format!("e{n}").into(),
+                    time: Time(n * meterr_operators::time::DAY),
+                    org: format!("org-{}", n % 3).into(),
+                    user: format!("u{}", n % 4).into(),
+                    provider: "p".into(),
+                    model: "m".into(),
+                    meters: [1; METERS],
+                    ..EventFields::default()
+                };
+                (n as u32 + 1, &b""[..], Event::new(fields))
+            })
+            .collect();
+        let time = Time(20 * meterr_operators::time::DAY);
+        let message =
+            Incoming { position: 1, time, subject: "usage.0.@batch", lines: events.into_iter() };
+        shard.message(message, &mut None).unwrap();
+        shard.close_epoch(&mut worker, 1);
+        let mut rows_at = |len_max: usize| {
+            let mut writer = PartWriter { len_max, ..PartWriter::new(1, 1, 1) };
+            writer.changes(&shard, &Withdrawn::default(), &mut Starts::default());
+            let (parts, _) = writer.finish();
+            let mut rows = Vec::new();
+            for (n, part) in parts.iter().enumerate() {
+                let part: Part = serde_json::from_slice(part).unwrap();
+                assert_eq!(part.part as usize, n);
+                for org in part.orgs {
+                    for (view, list) in org.views {
+                        rows.extend(
+                            list.into_iter().map(|row| (org.org.clone(), view.clone(), row)),
+                        );
+                    }
+                }
+            }
+            (parts.len(), rows)
+        };
+        let (one, whole) = rows_at(usize::MAX);
+        assert_eq!(one, 1);
+        let mut most = 0;
+        for len_max in 1..6_000 {
+            let (parts, mut rows) = rows_at(len_max);
+            most = most.max(parts);
+            // Views of an org cut in two are read in the order of their names in each part.
+            let by_name = |row: &(String, String, Row)| {
+                (row.0.clone(), row.1.clone(), row.2.window_start.clone(), row.2.key.clone())
+            };
+            let mut expected = whole.clone();
+            expected.sort_by_key(by_name);
+            rows.sort_by_key(by_name);
+            assert_eq!(rows, expected, "parts of {len_max} bytes");
+        }
+        assert!(most > 20, "{most}");
     }
 }
