@@ -734,7 +734,7 @@ mod tests {
             Incoming { position: 1, time, subject: "usage.0.@batch", lines: events.into_iter() };
         shard.message(message, &mut None).unwrap();
         shard.close_epoch(&mut worker, 1);
-        let mut rows_at = |len_max: usize| {
+        let rows_at = |len_max: usize| {
             let mut writer = PartWriter { len_max, ..PartWriter::new(1, 1, 1) };
             writer.changes(&shard, &Withdrawn::default(), &mut Starts::default());
             let (parts, _) = writer.finish();
