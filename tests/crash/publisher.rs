@@ -24,8 +24,9 @@ pub fn post(url: &str, lines: &str) -> anyhow::Result<()> {
             assert_eq!(value["accepted"], lines.lines().count(), "{value}");
             Ok(())
         }
-        // Draining, or a write that failed because the process is going.
-        503 => anyhow::bail!("{}", answer.text),
+        // Draining, a write that failed because the process is going, or a machine so busy that the
+        // request's head took longer than the server waits: nothing was acknowledged, send again.
+        408 | 503 => anyhow::bail!("{}", answer.text),
         status => panic!("status {status}: {}", answer.text),
     }
 }
@@ -154,7 +155,7 @@ fn change(url: &str, method: &str, path: &str, body: &Value) -> anyhow::Result<(
         ask(&agent(), method, &format!("{url}{path}"), "application/json", body.as_bytes())?;
     match answer.status {
         202 => Ok(()),
-        503 => anyhow::bail!("{}", answer.text),
+        408 | 503 => anyhow::bail!("{}", answer.text),
         status => panic!("status {status}: {}", answer.text),
     }
 }
