@@ -474,6 +474,14 @@ pub trait Api: Send + Sync + 'static {
         after: Option<StreamId>,
     ) -> BoxFuture<'static, ApiResult<BoxStream<'static, StreamEvent>>>;
 
+    /// What a reader of an org's live changes lacks: everything, or what came after `after`, as the
+    /// messages of an answer (see [`LiveMessage`](crate::changes::LiveMessage)).
+    fn catch_up(
+        &self,
+        org: String,
+        after: Option<StreamId>,
+    ) -> BoxFuture<'static, ApiResult<Vec<Bytes>>>;
+
     /// State of every shard.
     fn status(&self) -> BoxFuture<'static, Vec<ShardStatus>>;
 

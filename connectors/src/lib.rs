@@ -2,6 +2,7 @@
 //! per module; third-party types stay inside their module.
 
 pub mod api;
+pub mod changes;
 pub mod checkpoint;
 pub mod checkpoint_file;
 pub mod checkpoint_memory;
@@ -14,5 +15,6 @@ pub mod frame;
 pub mod http;
 pub mod log;
 pub mod memory;
+pub mod nats;
 pub mod price_import;
 pub mod sled;

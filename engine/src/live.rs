@@ -392,7 +392,9 @@ impl LiveShard {
             Some(number) => {
                 crate::wire::org_rows(&self.shard, number, self.spec.views, &mut self.starts)
             }
-            None => crate::wire::OrgChanges { org: org.to_owned(), ..Default::default() },
+            None => {
+                meterr_connectors::changes::OrgChanges { org: org.to_owned(), ..Default::default() }
+            }
         };
         let (shard, epoch) = (self.spec.id, self.progress.epoch);
         let body = stream_body(shard, epoch, &self.as_of().as_of, &rows);
@@ -473,7 +475,7 @@ impl LiveShard {
         if self.followers.is_empty() {
             return Vec::new();
         }
-        let mut merged: Vec<crate::wire::OrgChanges> = Vec::new();
+        let mut merged: Vec<meterr_connectors::changes::OrgChanges> = Vec::new();
         for part in parts {
             for org in followed(part, |org| self.followers.contains_key(org)) {
                 match merged.last_mut().filter(|last| last.org == org.org) {
@@ -772,7 +774,10 @@ fn replay(
 }
 
 /// The changes of some orgs out of a part.
-pub fn followed(part: &[u8], wanted: impl Fn(&str) -> bool) -> Vec<crate::wire::OrgChanges> {
+pub fn followed(
+    part: &[u8],
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<meterr_connectors::changes::OrgChanges> {
     #[derive(serde::Deserialize)]
     struct Outer<'a> {
         #[serde(default, borrow)]
@@ -788,7 +793,7 @@ pub fn followed(part: &[u8], wanted: impl Fn(&str) -> bool) -> Vec<crate::wire::
     let orgs = outer.orgs.into_iter().filter(|named| wanted(named.org));
     orgs.filter_map(|named| {
         let views = serde_json::from_str(named.views.get()).ok()?;
-        Some(crate::wire::OrgChanges { org: named.org.to_owned(), views })
+        Some(meterr_connectors::changes::OrgChanges { org: named.org.to_owned(), views })
     })
     .collect()
 }

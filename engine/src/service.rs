@@ -395,6 +395,10 @@ impl Service {
         Ok(futures::stream::iter(first).chain(rest).boxed())
     }
 
+    async fn missed(&self, _org: String, _after: Option<StreamId>) -> ApiResult<Vec<Bytes>> {
+        Err(ApiError::Unavailable("not yet".to_owned()))
+    }
+
     /// Changes of an org in the epochs after `from`, up to `to`; `None` when that is too much to read.
     async fn changes_since(
         &self,
@@ -438,7 +442,7 @@ impl Service {
                 let mut as_of =
                     Positions { control: Some(commit.control_position), ..Positions::default() };
                 as_of.raise(shard, commit.usage_position);
-                let mut merged: Option<crate::wire::OrgChanges> = None;
+                let mut merged: Option<meterr_connectors::changes::OrgChanges> = None;
                 for (_, part) in own {
                     for changes in followed(&part, |name| name == org) {
                         match &mut merged {
@@ -693,6 +697,15 @@ impl Api for Service {
     ) -> BoxFuture<'static, ApiResult<BoxStream<'static, StreamEvent>>> {
         let service = self.clone();
         boxed(async move { service.follow_org(org, after).await })
+    }
+
+    fn catch_up(
+        &self,
+        org: String,
+        after: Option<StreamId>,
+    ) -> BoxFuture<'static, ApiResult<Vec<Bytes>>> {
+        let service = self.clone();
+        boxed(async move { service.missed(org, after).await })
     }
 
     fn status(&self) -> BoxFuture<'static, Vec<ShardStatus>> {

@@ -21,9 +21,10 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use bytes::Bytes;
-use meterr_connectors::api::{CostSplit, DeadLetter, Figures};
+use meterr_connectors::api::{DeadLetter, Figures};
+use meterr_connectors::changes::{OrgChanges, Row, figures_of};
 use meterr_connectors::codec::raw_text;
-use meterr_operators::event::{ALL_METERS, METERS, Meter};
+use meterr_operators::event::ALL_METERS;
 use meterr_operators::ids::{Positions, ShardId};
 use meterr_operators::money::Atto;
 use meterr_operators::rollup::{ALL_VIEWS, Declared, View, ViewSet};
@@ -77,107 +78,6 @@ pub struct Part {
     /// Lines that were not counted.
     #[serde(default)]
     pub dead_letters: Vec<DeadLetter>,
-}
-
-/// Changed rows of one org.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct OrgChanges {
-    /// The org.
-    pub org: String,
-    /// Rows by view.
-    pub views: BTreeMap<String, Vec<Row>>,
-}
-
-/// A changed row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    /// Start of the window.
-    pub window_start: Option<String>,
-    /// Member of the org the row is about; for declared views a JSON array of values.
-    pub key: Option<String>,
-    /// The figures.
-    pub figures: Figures,
-}
-
-impl<'de> Deserialize<'de> for Row {
-    // By hand rather than by serde's untagged enums: those cannot read a number while serde_json
-    // keeps numbers as text (`arbitrary_precision`).
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Row, D::Error> {
-        struct Reader;
-        impl<'de> serde::de::Visitor<'de> for Reader {
-            type Value = Row;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a row of six or seven items")
-            }
-
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut row: A) -> Result<Row, A::Error> {
-                use serde::de::Error;
-                let short = |at| A::Error::invalid_length(at, &Reader);
-                let window_start = row.next_element()?.ok_or_else(|| short(0))?;
-                let key = row.next_element()?.ok_or_else(|| short(1))?;
-                let events = row.next_element()?.ok_or_else(|| short(2))?;
-                let cost = row.next_element()?.ok_or_else(|| short(3))?;
-                let unpriced = row.next_element()?.ok_or_else(|| short(4))?;
-                let counts: Vec<i64> = row.next_element()?.ok_or_else(|| short(5))?;
-                let costs = row.next_element()?.unwrap_or_default();
-                let mut meters = [0; METERS];
-                for (to, from) in meters.iter_mut().zip(counts) {
-                    *to = from;
-                }
-                let figures = figures_of(events, &meters, cost, costs, unpriced);
-                Ok(Row { window_start, key, figures })
-            }
-        }
-        deserializer.deserialize_seq(Reader)
-    }
-}
-
-impl Serialize for Row {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Named<'a> {
-            window_start: &'a Option<String>,
-            key: &'a Option<String>,
-            #[serde(flatten)]
-            figures: &'a Figures,
-        }
-        let named =
-            Named { window_start: &self.window_start, key: &self.key, figures: &self.figures };
-        named.serialize(serializer)
-    }
-}
-
-fn figures_of(
-    events: i64,
-    meters: &[i64; METERS],
-    cost: Option<Atto>,
-    [compute, storage, bandwidth]: [Atto; 3],
-    unpriced_events: i64,
-) -> Figures {
-    let of = |meter: Meter| meters[meter as usize];
-    let sum = |meters: &[Meter]| meters.iter().map(|m| of(*m)).sum();
-    Figures {
-        events,
-        input_tokens: sum(&meterr_operators::event::INPUT_METERS),
-        cached_input_tokens: of(Meter::CacheRead),
-        cache_write_tokens: of(Meter::CacheWrite),
-        cache_write_1h_tokens: of(Meter::CacheWrite1h),
-        output_tokens: sum(&meterr_operators::event::OUTPUT_METERS),
-        reasoning_tokens: of(Meter::Reasoning),
-        audio_input_tokens: of(Meter::AudioInput),
-        audio_output_tokens: of(Meter::AudioOutput),
-        images: of(Meter::Images),
-        searches: of(Meter::Searches),
-        cost,
-        costs: CostSplit {
-            compute,
-            storage,
-            bandwidth,
-            ai: cost.unwrap_or_default() - compute - storage - bandwidth,
-        },
-        unpriced_events,
-    }
 }
 
 /// The figures of a value.
@@ -657,6 +557,7 @@ pub fn org_rows(shard: &Shard, org: u32, set: ViewSet, starts: &mut Starts) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use meterr_operators::event::METERS;
 
     #[test]
     fn a_row_reads_as_it_was_written() {

@@ -279,6 +279,14 @@ impl Api for Fake {
         self.answer(format!("follow {org} {after:?}"), None, stream)
     }
 
+    fn catch_up(
+        &self,
+        org: String,
+        after: Option<StreamId>,
+    ) -> BoxFuture<'static, ApiResult<Vec<Bytes>>> {
+        self.answer(format!("catch_up {org} {after:?}"), None, Vec::new())
+    }
+
     fn status(&self) -> BoxFuture<'static, Vec<ShardStatus>> {
         let reached = *self.reached.borrow();
         let state = self.state.lock().clone();

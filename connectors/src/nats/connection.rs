@@ -1,0 +1,165 @@
+//! A connection to NATS that comes back by itself, with TLS and credentials.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+
+/// Oldest server that does what is needed here.
+const SERVER_MIN: (i64, i64, i64) = (2, 11, 0);
+
+/// Where and how to connect.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NatsSettings {
+    /// Servers, separated by commas: `nats://host:4222`, `tls://host:4222`. User and password, or a
+    /// token, may stand in a URL.
+    pub url: String,
+    /// Credentials file (JWT and key), as `nsc` writes them.
+    pub credentials: Option<PathBuf>,
+    /// Certificate authority of the servers, PEM.
+    pub ca: Option<PathBuf>,
+    /// Client certificate and key, PEM.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// First part of reply subjects; `_INBOX` when absent. Permissions may ask for one.
+    pub inbox_prefix: Option<String>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// An address that is none.
+    #[error("{url:?} is no address of a NATS server such as nats://127.0.0.1:4222: {why}")]
+    Address {
+        /// The address, without what may be a password.
+        url: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The credentials cannot be read.
+    #[error("credentials {path:?} cannot be read: {source}")]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// The failure.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No server answers, or none lets us in.
+    #[error("cannot connect to NATS at {url}: {why}")]
+    Refused {
+        /// The addresses, without passwords.
+        url: String,
+        /// The failure.
+        why: String,
+    },
+    /// The server is too old.
+    #[error("the NATS server at {url} is version {version}; 2.11 or newer is needed")]
+    Old {
+        /// The addresses, without passwords.
+        url: String,
+        /// Its version.
+        version: String,
+    },
+}
+
+/// The addresses without user, password and token, for messages.
+pub fn shown(url: &str) -> String {
+    let one = |address: &str| match address.rsplit_once('@') {
+        Some((before, host)) => {
+            let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
+            if scheme.is_empty() { host.to_owned() } else { format!("{scheme}://{host}") }
+        }
+        None => address.to_owned(),
+    };
+    url.split(',').map(|address| one(address.trim())).collect::<Vec<_>>().join(",")
+}
+
+/// Connects, and stays connected: after an interruption the client tries all servers again, for ever,
+/// at most 2 s apart. `name` is shown in the server's list of connections.
+///
+/// # Errors
+/// When no server answers now: a wrong address should show at once.
+pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, ConnectError> {
+    let url = shown(&settings.url);
+    let servers = settings
+        .url
+        .split(',')
+        .map(|address| address.trim().parse::<ServerAddr>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| ConnectError::Address { url: url.clone(), why: error.to_string() })?;
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .connection_timeout(Duration::from_secs(5))
+        .ping_interval(Duration::from_secs(5))
+        .request_timeout(Some(Duration::from_secs(5)))
+        .reconnect_delay_callback(|attempts| {
+            Duration::from_millis((50 << attempts.min(6)).min(2_000) as u64)
+        })
+        .event_callback(|event| async move { heard(&event) });
+    if let Some(path) = &settings.credentials {
+        options = options
+            .credentials_file(path)
+            .await
+            .map_err(|source| ConnectError::Credentials { path: path.clone(), source })?;
+    }
+    if let Some(path) = &settings.ca {
+        options = options.add_root_certificates(path.clone()).require_tls(true);
+    }
+    if let Some((certificate, key)) = &settings.certificate {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    if let Some(prefix) = &settings.inbox_prefix {
+        options = options.custom_inbox_prefix(prefix);
+    }
+    let client = options.connect(servers).await.map_err(|error| ConnectError::Refused {
+        url: url.clone(),
+        why: match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        },
+    })?;
+    let (major, minor, patch) = SERVER_MIN;
+    if !client.is_server_compatible(major, minor, patch) {
+        return Err(ConnectError::Old { url, version: client.server_info().version });
+    }
+    Ok(client)
+}
+
+fn heard(event: &Event) {
+    match event {
+        Event::Connected => tracing::info!("connected to NATS"),
+        Event::Disconnected => tracing::warn!("connection to NATS lost; coming back"),
+        Event::SlowConsumer(subscription) => {
+            tracing::warn!(subscription, "messages were dropped: the reader was too slow");
+        }
+        Event::LameDuckMode => tracing::info!("NATS server goes down soon; moving to another"),
+        Event::ServerError(error) => tracing::warn!(%error, "NATS server"),
+        Event::ClientError(error) => tracing::warn!(%error, "NATS client"),
+        Event::Draining | Event::Closed => tracing::debug!(%event, "NATS connection"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(shown("nats://u:p@a:4222, tls://b:1"), "nats://a:4222,tls://b:1");
+        assert_eq!(shown("token@c:4222"), "c:4222");
+    }
+
+    #[test]
+    fn a_wrong_address_and_a_silent_one_are_told_apart() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let of = |url: &str| {
+            let settings = NatsSettings { url: url.to_owned(), ..NatsSettings::default() };
+            runtime.block_on(connect(&settings, "test")).unwrap_err()
+        };
+        assert!(matches!(of("nats://u:secret@"), ConnectError::Address { .. }));
+        // The discard port: nobody listens there.
+        let error = of("nats://u:secret@127.0.0.1:9");
+        assert!(matches!(error, ConnectError::Refused { .. }));
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+}

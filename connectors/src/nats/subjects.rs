@@ -1,0 +1,58 @@
+//! Names of streams and subjects. Everything on NATS that belongs to a deployment is named here.
+//!
+//! ```text
+//! USAGE_<k>  usage.<k>.*     what producers sent         usage.<org> is mapped to usage.<k>.<org>
+//! CONTROL    control         what else decides figures
+//! OUT_<k>    out.<k>.*       parts and commit records, written by nodes only
+//!            spend.<org>     changes of an org after each commit, core NATS
+//!            meterr.query.…  questions about one org      meterr.admin.…  everything else
+//! ```
+
+use meterr_operators::ids::ShardId;
+
+/// Stream of the control log.
+pub const CONTROL_STREAM: &str = "CONTROL";
+/// Its only subject.
+pub const CONTROL_SUBJECT: &str = "control";
+/// What every producer subject begins with.
+pub const USAGE: &str = "usage";
+
+/// Stream of a shard's usage log.
+pub fn usage_stream(shard: ShardId) -> String {
+    format!("USAGE_{shard}")
+}
+
+/// Stream of a shard's output log.
+pub fn out_stream(shard: ShardId) -> String {
+    format!("OUT_{shard}")
+}
+
+/// Subject of usage in a shard; `whose` is an org, `@batch`, `@backfill` or `@tick`.
+pub fn usage(shard: ShardId, whose: &str) -> String {
+    format!("usage.{shard}.{whose}")
+}
+
+/// All subjects of a shard's usage log.
+pub fn usage_all(shard: ShardId) -> String {
+    format!("usage.{shard}.*")
+}
+
+/// Subject of a shard's commit records.
+pub fn commit(shard: ShardId) -> String {
+    format!("out.{shard}.commit")
+}
+
+/// All subjects of a shard's output log.
+pub fn out_all(shard: ShardId) -> String {
+    format!("out.{shard}.*")
+}
+
+/// Live changes of an org.
+pub fn spend(org: &str) -> String {
+    format!("spend.{org}")
+}
+
+/// Snapshot of an org, or what it missed.
+pub fn query(org: &str) -> String {
+    format!("meterr.query.{org}")
+}
