@@ -7,17 +7,20 @@
 //! | [`streams`] | how streams must be set, and what is wrong with one that is not |
 //! | [`log`] | a stream as [`Log`](crate::log::Log); `tail` follows it, `record` translates |
 //! | [`announce`] | live changes after each commit |
+//! | [`follow`] | the reader's side of the live protocol, pure; [`subscriber`] does what it says |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
 //!
 //! Types of the client library stay in here.
 
 pub mod announce;
 pub mod connection;
+pub mod follow;
 pub mod log;
 pub mod mapping;
 mod read;
 mod record;
 pub mod streams;
 pub mod subjects;
+pub mod subscriber;
 mod tail;
 mod write;
