@@ -7,12 +7,14 @@
 //! | [`streams`] | how streams must be set, and what is wrong with one that is not |
 //! | [`log`] | a stream as [`Log`](crate::log::Log); `tail` follows it, `record` translates |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
+//! | [`producer`] | messages to usage streams, repeated until they are acknowledged |
 //!
 //! Types of the client library stay in here.
 
 pub mod connection;
 pub mod log;
 pub mod mapping;
+pub mod producer;
 mod read;
 mod record;
 pub mod streams;
