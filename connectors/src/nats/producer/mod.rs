@@ -111,6 +111,16 @@ impl std::error::Error for NotSent {
     }
 }
 
+impl NotSent {
+    /// Whether it failed because no server answered.
+    pub fn silent(&self) -> bool {
+        matches!(
+            self.failure,
+            None | Some(Failure::Silent | Failure::Lost | Failure::Away | Failure::NoStream)
+        )
+    }
+}
+
 /// The outcome of one message. Dropped, the message is sent all the same.
 #[derive(Debug)]
 pub struct Sent {
