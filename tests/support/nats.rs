@@ -34,7 +34,7 @@ pub struct NatsOptions {
     shards: Option<u16>,
     file_store_max: Option<u64>,
     text: String,
-    config: Option<PathBuf>,
+    config: Option<String>,
     login: Option<(String, String)>,
     cluster: String,
 }
@@ -70,9 +70,10 @@ impl NatsOptions {
         self
     }
 
-    /// Runs with this file alone; address, port and store are given beside it.
-    pub fn config(mut self, path: &Path) -> NatsOptions {
-        self.config = Some(path.to_owned());
+    /// Runs with this configuration alone; only address, port and `store_dir` are
+    /// replaced, and `text` is added.
+    pub fn config(mut self, text: &str) -> NatsOptions {
+        self.config = Some(text.to_owned());
         self
     }
 
@@ -82,9 +83,19 @@ impl NatsOptions {
         self
     }
 
-    fn file(&self) -> String {
+    fn file(&self, store: &Path) -> String {
+        let store = format!("  store_dir: {store:?}\n");
+        if let Some(config) = &self.config {
+            let lines = config.split_inclusive('\n');
+            let replaced = |line| {
+                let own = str::trim_start(line).starts_with("store_dir:");
+                if own { store.as_str() } else { line }
+            };
+            let config: String = lines.map(replaced).collect();
+            return format!("{config}\n{}", self.text);
+        }
         let mut text = String::new();
-        let mut jetstream = String::new();
+        let mut jetstream = store;
         if self.sync_always {
             jetstream.push_str("  sync_interval: always\n");
         }
@@ -240,20 +251,13 @@ impl NatsServer {
 
     /// Starts without waiting.
     fn spawn(&mut self) {
-        let written = self.dir.path().join("nats.conf");
-        let config = match &self.options.config {
-            Some(path) => path,
-            None => {
-                std::fs::write(&written, self.options.file()).unwrap();
-                &written
-            }
-        };
+        let config = self.dir.path().join("nats.conf");
+        std::fs::write(&config, self.options.file(&self.store_dir())).unwrap();
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
         let child = Command::new(binary())
             .arg("--config")
             .arg(config)
-            .args(["--addr", "127.0.0.1", "--port", &self.port.number.to_string(), "--store_dir"])
-            .arg(self.store_dir())
+            .args(["--addr", "127.0.0.1", "--port", &self.port.number.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.unwrap())
