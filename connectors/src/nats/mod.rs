@@ -9,6 +9,7 @@
 //! | [`announce`] | live changes after each commit |
 //! | [`follow`] | the reader's side of the live protocol, pure; [`subscriber`] does what it says |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
+//! | [`producer`] | messages to usage streams, repeated until they are acknowledged |
 //!
 //! Types of the client library stay in here.
 
@@ -17,6 +18,7 @@ pub mod connection;
 pub mod follow;
 pub mod log;
 pub mod mapping;
+pub mod producer;
 mod read;
 mod record;
 pub mod streams;
