@@ -309,7 +309,8 @@ totals. Goes on after interruptions where it stopped.
 Examples:
   meterr watch acme
   meterr watch acme --events 1              # one snapshot, then stop
-  meterr watch acme --json                  # one JSON object an event, as the HTTP API sends it")]
+  meterr watch acme --json                  # one JSON object an event, as the HTTP API sends it
+  meterr watch acme --nats nats://127.0.0.1:4222")]
 pub struct WatchArgs {
     /// The org
     #[arg(value_parser = org)]
@@ -320,6 +321,9 @@ pub struct WatchArgs {
     /// Where the server is.
     #[command(flatten)]
     pub client: ClientArgs,
+    /// Where the NATS server is, instead of HTTP.
+    #[command(flatten)]
+    pub nats: NatsArgs,
 }
 
 /// What the rows of a top list are.
