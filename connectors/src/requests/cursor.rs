@@ -22,7 +22,7 @@ use crate::api::{SpendAnswer, SpendQuery};
 
 /// What an answer was given to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Question {
+pub(crate) struct Question {
     /// The declared view asked, if it was one.
     pub view: Option<String>,
     /// The query. Its `min_position` plays no part: it does not change what is asked.
@@ -58,7 +58,7 @@ struct Kept {
 }
 
 /// The pinned answers.
-pub(super) struct Cursors {
+pub(crate) struct Cursors {
     kept: Mutex<Kept>,
     random: RandomState,
     lifetime: Duration,
@@ -67,7 +67,7 @@ pub(super) struct Cursors {
 
 /// A page: which rows of the answer, and the cursor of the next one.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(crate) struct Page {
     pub answer: Arc<SpendAnswer>,
     pub rows: std::ops::Range<usize>,
     pub next_cursor: Option<String>,

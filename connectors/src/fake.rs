@@ -55,9 +55,9 @@ impl Default for Fake {
     }
 }
 
-pub(super) const SHARDS: u16 = 4;
+pub(crate) const SHARDS: u16 = 4;
 
-pub(super) fn rows(n: usize) -> Vec<SpendRow> {
+pub(crate) fn rows(n: usize) -> Vec<SpendRow> {
     (0..n)
         .map(|n| SpendRow {
             window_start: Some("2026-01-02T00:00:00+01:00".to_owned()),
