@@ -143,7 +143,7 @@ impl State {
             line_bytes_max: settings.batch_bytes_max,
         };
         State {
-            desk: Desk::new(api, decoders, limits),
+            desk: Desk::new(api, decoders, limits, ""),
             loopback: settings.address.ip().is_loopback(),
             budget: body::Budget::new(settings.bodies_bytes_max),
             subscribers: Arc::new(Semaphore::new(settings.sse_subscribers_max)),

@@ -7,17 +7,22 @@
 //! | [`streams`] | how streams must be set, and what is wrong with one that is not |
 //! | [`log`] | a stream as [`Log`](crate::log::Log); `tail` follows it, `record` translates |
 //! | [`announce`] | live changes after each commit |
+//! | [`service`] | questions, answered as a micro-service; [`endpoints`] is their table |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
 //!
 //! Types of the client library stay in here.
 
 pub mod announce;
 pub mod connection;
+pub mod endpoints;
 pub mod log;
 pub mod mapping;
 mod read;
 mod record;
+pub mod service;
 pub mod streams;
 pub mod subjects;
 mod tail;
+#[cfg(test)]
+mod tests;
 mod write;

@@ -31,8 +31,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use meterr_operators::event::{Event, Reason, Rejection};
 use meterr_operators::ids::Positions;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use self::problem::{Kind, Problem};
@@ -110,11 +109,12 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
-    pub fn new(api: Arc<dyn Api>, decoders: Decoders, limits: Limits) -> Desk {
+    /// `node` stands in the cursors, for surfaces whose requests may come to other nodes.
+    pub fn new(api: Arc<dyn Api>, decoders: Decoders, limits: Limits, node: &str) -> Desk {
         Desk {
             api,
             decoders,
-            cursors: cursor::Cursors::new(limits.cursor_lifetime, limits.cursor_rows_max),
+            cursors: cursor::Cursors::new(limits.cursor_lifetime, limits.cursor_rows_max, node),
             limits,
             stopping: Arc::new(watch::Sender::new(false)),
         }
@@ -230,7 +230,7 @@ fn json(answer: &impl Serialize) -> Answer {
 }
 
 /// JSON of a known form.
-pub(crate) fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+pub(crate) fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| malformed(&error))
 }
 
