@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::client::{PublishError, RequestErrorKind};
+use async_nats::client::{PublishError, RequestError, RequestErrorKind};
 use async_nats::service::{
     NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, Service, ServiceExt, endpoint,
 };
@@ -172,7 +172,7 @@ pub struct ServiceHandle {
 /// threads then do the work; when it returns, the server knows the subscriptions.
 ///
 /// # Errors
-/// When the connection is gone.
+/// When the server does not answer, or does not allow `$SRV.PING` to be asked and answered.
 pub async fn serve_queries(
     client: Client,
     api: Arc<dyn Api>,
@@ -221,7 +221,7 @@ pub async fn serve_queries(
         handle.readers.push(tokio::spawn(read(shared.clone(), at, requests, stopping)));
     }
     handle.service = Some(service);
-    handle.client.flush().await.map_err(|error| failed(&error))?;
+    handle.settled().await.map_err(|error| failed(&error))?;
     tracing::info!(node = handle.node, "questions are answered on NATS");
     Ok(handle)
 }
@@ -237,6 +237,13 @@ impl ServiceHandle {
         ENDPOINTS.iter().zip(self.counters.iter()).map(|(of, counters)| (of.name, counters.read()))
     }
 
+    /// Waits until the server has read what was sent before. (A flush ends when the bytes are written;
+    /// the answer to a request comes after the server has read them.)
+    async fn settled(&self) -> Result<(), RequestError> {
+        let ping = format!("$SRV.PING.{SERVICE}.{}", self.node);
+        self.client.request(ping, Bytes::new()).await.map(drop)
+    }
+
     /// Takes no more requests, answers what has arrived (what waits for a position with 503), and
     /// returns when all of it is sent, or [`ServiceSettings::drain_timeout`] later.
     pub async fn stop(mut self) {
@@ -247,7 +254,8 @@ impl ServiceHandle {
                 // A reader does not panic; if one did, there is nothing left to wait for.
                 let _ = reader.await;
             }
-            let _ = self.client.flush().await;
+            // A server that does not answer has nobody to send questions from either.
+            let _ = self.settled().await;
         };
         if tokio::time::timeout(self.drain_timeout, drained).await.is_err() {
             tracing::warn!("requests took too long to finish; the service ends without them");
