@@ -788,7 +788,7 @@ mod tests {
             ("dead-letters list --reason late", "must be one of malformed, missing_field"),
             ("prices set p m --withdraw --input 1", "cannot be used with"),
             ("demo --speed -1", "unexpected argument"),
-            ("serve --nats x", "unexpected argument '--nats'"),
+            ("serve --nat x", "unexpected argument '--nat'"),
         ] {
             let error = parse(line).map(drop).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
