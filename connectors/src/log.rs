@@ -1,5 +1,5 @@
-//! The log: what meterr believes. One trait for usage, control and output logs; the embedded files
-//! and the in-memory log implement it, JetStream will.
+//! The log: what meterr believes. One trait for usage, control and output logs; the embedded files,
+//! the in-memory log and JetStream streams implement it.
 //!
 //! A log is a dense sequence of records at positions 1, 2, 3, … Nothing is ever changed in place.
 //! Log time is the running maximum of the records' times.
@@ -41,7 +41,8 @@ impl Message {
 pub struct Record {
     /// Position, from 1.
     pub position: u64,
-    /// When the log took it, by the log's clock. Never falls from one record to the next.
+    /// When the log took it, by the log's clock. May fall from one record to the next where the clock
+    /// went back or another server took over; log time is the running maximum.
     pub time: Time,
     /// The message.
     pub message: Message,
@@ -121,6 +122,22 @@ pub enum LogError {
         #[source]
         source: std::io::Error,
     },
+    /// The server that keeps the log did not do it in time. Whether an append happened is not known.
+    #[error("log {stream:?} is not available: {what}")]
+    Unavailable {
+        /// The stream's name.
+        stream: String,
+        /// What was tried, and what became of it.
+        what: String,
+    },
+    /// The log is not the one it was a moment ago; an operator must look.
+    #[error("log {stream:?}: {what}")]
+    Changed {
+        /// The stream's name.
+        stream: String,
+        /// What was found.
+        what: String,
+    },
     /// The log's files are not what this version can read.
     #[error("log {stream:?}: {what}")]
     Format {
@@ -148,10 +165,38 @@ pub trait Log: Send + Sync + 'static {
     /// Log time of the last durable record, if any.
     fn last_time(&self) -> Option<Time>;
 
-    /// Appends messages in order, at consecutive positions with nothing of others between them.
-    /// Resolves when they are durable (all of them, or an error: then none may be believed).
-    /// Messages of one call reach the disk in one write; a crash may keep a prefix of them.
+    /// Learns the true end of the log where others write to it as well. Until then [`Log::head`] and
+    /// [`Log::read`] may be behind. A log of this process alone is never behind.
+    ///
+    /// # Errors
+    /// When the end is not to be learnt, or lies before what was known.
+    fn refresh(&self) -> BoxFuture<'static, LogResult<()>> {
+        Box::pin(futures::future::ready(Ok(())))
+    }
+
+    /// Appends messages in order. Resolves when they are durable (all of them, or an error: then none
+    /// may be believed; some may stand). A crash may keep a prefix of them. Where other processes
+    /// write as well, their messages may come between.
     fn append(&self, messages: Vec<Message>) -> BoxFuture<'static, LogResult<Appended>>;
+
+    /// Appends messages in order and right behind position `head`, if the log still ends there. A crash
+    /// may keep a prefix of them.
+    ///
+    /// # Errors
+    /// [`LogError::Conflict`] when it does not.
+    fn append_at(
+        &self,
+        messages: Vec<Message>,
+        head: u64,
+    ) -> BoxFuture<'static, LogResult<Appended>> {
+        // Right for a log of this process alone whose callers take turns.
+        if self.head() != head {
+            let stream = self.identity().stream.clone();
+            let conflict = LogError::Conflict { stream, expected: head, actual: self.head() };
+            return Box::pin(futures::future::ready(Err(conflict)));
+        }
+        self.append(messages)
+    }
 
     /// Appends parts and then the commit record, if the last commit record of this log still stands
     /// at `previous` (0: there is none). The commit record's subject ends in `.commit`.

@@ -1,0 +1,158 @@
+//! Reads of a stream outside of its tail: batches from any replica, single records from the leader.
+
+use async_nats::jetstream;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::RawMessageErrorKind;
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::log::{ANSWER, BackOff, Counters, PATIENCE, Shared, unavailable};
+use super::record::from_stream;
+use crate::log::{LogResult, Record};
+
+/// Messages of one direct read; the server's own limit is 1,000.
+const BATCH_MESSAGES: u64 = 1_000;
+/// Reads up to this size are single records, for which no batch is asked.
+pub(super) const SINGLE_BYTES: usize = 64 * 1024;
+
+impl Shared {
+    /// The newest record of a subject, by the stream's leader.
+    pub async fn last_commit(&self, subject: &str) -> LogResult<Option<Record>> {
+        let until = Instant::now() + PATIENCE;
+        let mut wait = BackOff::new();
+        loop {
+            let stream = self.stream().await?;
+            match stream.get_last_raw_message_by_subject(subject).await {
+                Ok(message) => return Ok(Some(from_stream(message, self.copied_to))),
+                Err(error) if missing(error.kind()) => return Ok(None),
+                Err(error) if Instant::now() >= until => {
+                    return Err(unavailable(
+                        self.stream_name(),
+                        "cannot read the last commit",
+                        &error,
+                    ));
+                }
+                Err(_) => wait.wait().await,
+            }
+        }
+    }
+
+    /// One record, by the stream's leader.
+    pub async fn read_single(&self, position: u64) -> LogResult<Option<Record>> {
+        let until = Instant::now() + PATIENCE;
+        let mut wait = BackOff::new();
+        loop {
+            let stream = self.stream().await?;
+            match stream.get_raw_message(position).await {
+                Ok(message) => return Ok(Some(from_stream(message, self.copied_to))),
+                Err(error) if missing(error.kind()) => return Ok(None),
+                Err(error) if Instant::now() >= until => {
+                    return Err(unavailable(self.stream_name(), "cannot read it", &error));
+                }
+                Err(_) => wait.wait().await,
+            }
+        }
+    }
+
+    /// Reads records from `from` on with one request to any replica. Empty also when that replica has
+    /// none yet.
+    async fn read_batch(&self, from: u64, bytes_max: usize) -> LogResult<Vec<Record>> {
+        let until = Instant::now() + PATIENCE;
+        let mut wait = BackOff::new();
+        loop {
+            match self.try_batch(from, bytes_max).await {
+                Ok(records) => return Ok(records),
+                Err(why) if Instant::now() >= until => {
+                    return Err(unavailable(self.stream_name(), "cannot read it", &why));
+                }
+                Err(_) => wait.wait().await,
+            }
+        }
+    }
+
+    async fn try_batch(&self, from: u64, bytes_max: usize) -> Result<Vec<Record>, String> {
+        let client = &self.connections.input;
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| text(&e))?;
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream_name());
+        let request =
+            format!("{{\"seq\":{from},\"batch\":{BATCH_MESSAGES},\"max_bytes\":{bytes_max}}}");
+        let sent = client.publish_with_reply(subject, inbox, Bytes::from(request)).await;
+        sent.map_err(|e| text(&e))?;
+        let mut records: Vec<Record> = Vec::new();
+        let until = Instant::now() + ANSWER;
+        loop {
+            let answer = match timeout_at(until, answers.next()).await {
+                Ok(Some(answer)) => answer,
+                Ok(None) => return Err("the connection was closed".to_owned()),
+                // What came so far is in order and without gaps.
+                Err(_) if !records.is_empty() => return Ok(records),
+                Err(_) => return Err("no answer in time".to_owned()),
+            };
+            match answer.status.map_or(200, |status| status.as_u16()) {
+                200 => {}
+                // End of the batch; nothing from that position on.
+                204 | 404 => return Ok(records),
+                503 => return Err("no server has the stream".to_owned()),
+                status => {
+                    return Err(format!("{status} {}", answer.description.unwrap_or_default()));
+                }
+            }
+            let message = StreamMessage::try_from(answer).map_err(|e| text(&e))?;
+            let record = from_stream(message, self.copied_to);
+            if record.position < from + records.len() as u64 {
+                return Err(format!("position {} came twice", record.position));
+            }
+            let gap = record.position > from + records.len() as u64;
+            if gap && !records.is_empty() {
+                return Ok(records);
+            }
+            records.push(record);
+            if gap {
+                return Ok(records);
+            }
+        }
+    }
+
+    pub async fn read(&self, from: u64, bytes_max: usize) -> LogResult<Vec<Record>> {
+        if let Some(error) = self.failure() {
+            return Err(error);
+        }
+        let mut records = if bytes_max <= SINGLE_BYTES {
+            Vec::new()
+        } else {
+            self.read_batch(from, bytes_max).await?
+        };
+        if records.is_empty() && (from <= self.state.lock().head || bytes_max <= SINGLE_BYTES) {
+            records.extend(self.read_single(from).await?);
+            if records.is_empty() && from <= self.state.lock().head {
+                // It is known to have been there.
+                self.refresh().await?;
+                return Err(self.gone(from, from + 1));
+            }
+            if bytes_max > SINGLE_BYTES {
+                Counters::count(&self.connections.counters.stale_reads);
+            }
+        }
+        match records.first().map(|record| record.position) {
+            Some(first) if first != from => return Err(self.gone(from, first)),
+            _ => {}
+        }
+        if let Some(last) = records.last() {
+            self.raise(last.position, Some(last.time));
+        }
+        Ok(records)
+    }
+}
+
+fn missing(kind: RawMessageErrorKind) -> bool {
+    match kind {
+        RawMessageErrorKind::NoMessageFound => true,
+        RawMessageErrorKind::JetStream(error) => {
+            error.error_code() == jetstream::ErrorCode::NO_MESSAGE_FOUND
+        }
+        _ => false,
+    }
+}
