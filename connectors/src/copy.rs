@@ -37,8 +37,8 @@ pub trait Import: Log {
     fn import(&self, records: Vec<Record>) -> BoxFuture<'static, LogResult<()>>;
 }
 
-/// A place that logs are copied to.
-pub trait Target {
+/// A place that holds the logs of a deployment, to copy from or to.
+pub trait Place {
     /// Streams of a deployment that are there.
     ///
     /// # Errors
@@ -51,8 +51,20 @@ pub trait Target {
     /// When it cannot be opened.
     fn find(&self, stream: &str) -> LogResult<Option<Arc<dyn Log>>>;
 
+    /// Whether what is there is a copy that was not finished. Streams count once they were found.
+    ///
+    /// # Errors
+    /// When that cannot be seen.
+    fn unfinished(&self) -> LogResult<bool>;
+
     /// Why a stream there could not take a message and what to do; `None` when it can.
     fn refuses(&self, stream: &str, message: &Message) -> Option<String>;
+
+    /// Why nothing can be copied behind what a stream found there has; `None` when it can.
+    fn obstacle(&self, stream: &str) -> Option<String> {
+        let _ = stream;
+        None
+    }
 
     /// Called before anything is written: the place holds an unfinished copy from now on.
     ///
@@ -190,7 +202,7 @@ impl Reader<'_> {
 /// When the target holds something else or cannot take a record, or a log cannot be read.
 pub fn plan(
     sources: &[Arc<dyn Log>],
-    target: &dyn Target,
+    target: &dyn Place,
     heard: Heard<'_>,
 ) -> Result<Plan, CopyError> {
     for stream in target.streams()? {
@@ -211,6 +223,13 @@ pub fn plan(
             Some(found) => common(&**source, &*found, to)?,
             None => 0,
         };
+        let stream = &source.identity().stream;
+        if there < to
+            && there > 0
+            && let Some(what) = target.obstacle(stream)
+        {
+            return Err(CopyError::Foreign { stream: stream.clone(), what });
+        }
         plan.records += to;
         plan.missing += to - there;
         plan.steps.push(Step { source: source.clone(), there, to });
@@ -243,9 +262,8 @@ pub fn plan(
 /// How many records the target has of the source, whose end is `to`: all it has must be the source's.
 /// Its last one is looked at here; all are in [`compare`].
 fn common(source: &dyn Log, found: &dyn Log, to: u64) -> Result<u64, CopyError> {
-    let foreign = |what: String| {
-        Err(CopyError::Foreign { stream: source.identity().stream.clone(), what })
-    };
+    let foreign =
+        |what: String| Err(CopyError::Foreign { stream: source.identity().stream.clone(), what });
     let (theirs, ours) = (found.identity(), source.identity());
     if theirs != ours {
         return foreign(format!("its identity is {}, the source's is {}", theirs.uuid, ours.uuid));
@@ -260,18 +278,20 @@ fn common(source: &dyn Log, found: &dyn Log, to: u64) -> Result<u64, CopyError> 
         let (theirs, ours) = (last(found)?, last(source)?);
         let pair = theirs.first().zip(ours.first());
         if let Some(what) = pair.and_then(|(theirs, ours)| difference(ours, theirs)) {
-            return foreign(format!("its last record, at {head}, has another {what} than the source's"));
+            return foreign(format!(
+                "its last record, at {head}, has another {what} than the source's"
+            ));
         }
     }
     Ok(head)
 }
 
-/// Copies what the plan says is missing. Call [`Target::finish`] once all was compared.
+/// Copies what the plan says is missing. Call [`Place::finish`] once all was compared.
 ///
 /// # Errors
 /// When a log cannot be read or written, or the source grew. What was copied stays, and a new plan
 /// goes on from there.
-pub fn copy(plan: &Plan, target: &dyn Target, heard: Heard<'_>) -> Result<(), CopyError> {
+pub fn copy(plan: &Plan, target: &dyn Place, heard: Heard<'_>) -> Result<(), CopyError> {
     target.begin()?;
     let mut logs = Vec::new();
     for step in &plan.steps {
@@ -393,7 +413,8 @@ pub fn compare(
             compared.records += 1;
             compared.bytes += record.message.payload.len() as u64;
             if let Some(what) = difference(&record, &other) {
-                compared.differs(format!("{stream} position {}: the {what} differs", record.position));
+                compared
+                    .differs(format!("{stream} position {}: the {what} differs", record.position));
             }
         }
         heard(n);

@@ -7,11 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::executor::block_on;
-use meterr_connectors::copy::{
-    self, Compared, CopyError, Import, Plan, Target, belongs, difference,
-};
+use meterr_connectors::copy::{self, Compared, CopyError, Place, Plan, belongs, difference};
 use meterr_connectors::embedded::{
-    EmbeddedLog, EmbeddedOptions, EmbeddedTarget, FaultFs, unfinished_copy,
+    EmbeddedLog, EmbeddedOptions, EmbeddedPlace, FaultFs, unfinished_copy,
 };
 use meterr_connectors::log::{Log, LogError, Message, Record, system_clock};
 use meterr_connectors::memory::MemoryLog;
@@ -24,8 +22,8 @@ fn options() -> EmbeddedOptions {
     EmbeddedOptions { segment_bytes: 4096, tail_bytes: 2000, ..EmbeddedOptions::default() }
 }
 
-fn target(fs: &FaultFs) -> EmbeddedTarget {
-    EmbeddedTarget::new(Path::new(DATA), options(), Arc::new(fs.clone()))
+fn target(fs: &FaultFs) -> EmbeddedPlace {
+    EmbeddedPlace::new(Path::new(DATA), options(), Arc::new(fs.clone()))
 }
 
 fn opened(fs: &FaultFs, stream: &str) -> Arc<EmbeddedLog> {
@@ -56,11 +54,11 @@ fn sources(logs: &[MemoryLog]) -> Vec<Arc<dyn Log>> {
     logs.iter().map(|log| Arc::new(log.clone()) as Arc<dyn Log>).collect()
 }
 
-fn planned(logs: &[MemoryLog], target: &dyn Target) -> Result<Plan, CopyError> {
+fn planned(logs: &[MemoryLog], target: &dyn Place) -> Result<Plan, CopyError> {
     copy::plan(&sources(logs), target, &mut |_| ())
 }
 
-fn copied(logs: &[MemoryLog], target: &dyn Target) -> Result<u64, CopyError> {
+fn copied(logs: &[MemoryLog], target: &dyn Place) -> Result<u64, CopyError> {
     let plan = planned(logs, target)?;
     let mut heard = 0;
     copy::copy(&plan, target, &mut |n| heard += n)?;
@@ -68,7 +66,7 @@ fn copied(logs: &[MemoryLog], target: &dyn Target) -> Result<u64, CopyError> {
     Ok(heard)
 }
 
-fn compared(logs: &[MemoryLog], target: &dyn Target) -> Compared {
+fn compared(logs: &[MemoryLog], target: &dyn Place) -> Compared {
     let mut compared = Compared::default();
     for log in logs {
         let found = target.find(&log.identity().stream).unwrap().unwrap();
@@ -130,7 +128,8 @@ fn times_that_fall_are_kept_as_they_are() {
     block_on(log.import(records.clone())).unwrap();
     drop(log);
     let (log, report) =
-        EmbeddedLog::open(&dir, "USAGE_0", options(), Arc::new(fs.clone()), system_clock()).unwrap();
+        EmbeddedLog::open(&dir, "USAGE_0", options(), Arc::new(fs.clone()), system_clock())
+            .unwrap();
     assert!(report.damaged.is_empty());
     assert_eq!(block_on(log.read(1, 10_000)).unwrap(), records);
     assert_eq!(log.last_time(), Some(Time(50)), "log time is the running maximum");
@@ -191,7 +190,7 @@ fn what_cannot_be_copied_is_said_before_anything_is() {
     let fs = FaultFs::new();
     let logs = deployment(5);
     let small = EmbeddedOptions { message_bytes_max: 170, ..options() };
-    let small = EmbeddedTarget::new(Path::new(DATA), small, Arc::new(fs.clone()));
+    let small = EmbeddedPlace::new(Path::new(DATA), small, Arc::new(fs.clone()));
     let error = planned(&logs, &small).map(|plan| plan.records).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, CopyError::Unfit { total: 9, .. }), "{text}");

@@ -1,4 +1,4 @@
-//! A data directory as the target of a copy.
+//! A data directory as a place to copy logs from and to.
 //!
 //! Each log is created with the identity of the one it is copied from and takes records at the
 //! positions and times they had there, in groups that are synced once each; what `recovery.rs` says of
@@ -20,7 +20,7 @@ use futures::future::BoxFuture;
 use meterr_operators::time::Time;
 use parking_lot::Mutex;
 
-use crate::copy::{Import, Target, belongs};
+use crate::copy::{Import, Place, belongs};
 use crate::embedded::file::FileSystem;
 use crate::embedded::identity;
 use crate::embedded::writer::Kind;
@@ -47,7 +47,8 @@ impl Import for EmbeddedLog {
         let shared = self.shared.clone();
         Box::pin(async move {
             let Some(first) = records.first().map(|record| record.position) else { return Ok(()) };
-            if let Some((at, _)) = (first..).zip(&records).find(|(at, record)| *at != record.position)
+            if let Some((at, _)) =
+                (first..).zip(&records).find(|(at, record)| *at != record.position)
             {
                 let what = format!("the records to be taken have a gap before position {at}");
                 return Err(LogError::Format { stream: shared.identity.log.stream.clone(), what });
@@ -59,19 +60,19 @@ impl Import for EmbeddedLog {
     }
 }
 
-/// A data directory that logs are copied into. The caller holds its
+/// A data directory that logs are copied from or into. The caller holds its
 /// [`DataDirLock`](crate::embedded::DataDirLock).
-pub struct EmbeddedTarget {
+pub struct EmbeddedPlace {
     data: PathBuf,
     options: EmbeddedOptions,
     fs: Arc<dyn FileSystem>,
     opened: Mutex<BTreeMap<String, Arc<EmbeddedLog>>>,
 }
 
-impl EmbeddedTarget {
+impl EmbeddedPlace {
     /// Looks at nothing yet.
-    pub fn new(data: &Path, options: EmbeddedOptions, fs: Arc<dyn FileSystem>) -> EmbeddedTarget {
-        EmbeddedTarget { data: data.to_owned(), options, fs, opened: Mutex::default() }
+    pub fn new(data: &Path, options: EmbeddedOptions, fs: Arc<dyn FileSystem>) -> EmbeddedPlace {
+        EmbeddedPlace { data: data.to_owned(), options, fs, opened: Mutex::default() }
     }
 
     fn dir(&self, stream: &str) -> PathBuf {
@@ -103,7 +104,7 @@ fn failed(stream: &str, what: &str, path: &Path, source: io::Error) -> LogError 
     LogError::Io { stream: stream.to_owned(), what, source }
 }
 
-impl Target for EmbeddedTarget {
+impl Place for EmbeddedPlace {
     fn streams(&self) -> LogResult<Vec<String>> {
         let mut streams = Vec::new();
         for name in self.names(&self.data.join("log"), "CONTROL")? {
@@ -121,6 +122,11 @@ impl Target for EmbeddedTarget {
             return Ok(None);
         }
         Ok(Some(self.log(stream, None)?))
+    }
+
+    fn unfinished(&self) -> LogResult<bool> {
+        unfinished_copy(&*self.fs, &self.data)
+            .map_err(|e| failed("CONTROL", "cannot list", &self.data, e))
     }
 
     fn refuses(&self, _: &str, message: &Message) -> Option<String> {

@@ -46,7 +46,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use fault::FaultFs;
 pub use file::{File, FileSystem, RealFs};
-pub use import::{EmbeddedTarget, unfinished_copy};
+pub use import::{EmbeddedPlace, unfinished_copy};
 pub use lock::{DataDirLock, LockError};
 
 use crate::log::{

@@ -85,7 +85,7 @@ fn context(client: Client) -> jetstream::Context {
 /// A stream as log; clones share it.
 #[derive(Clone)]
 pub struct JetStreamLog {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 pub(super) struct Shared {
@@ -186,7 +186,7 @@ impl JetStreamLog {
 
     /// Runs on the runtime, so that callers may wait with any executor, and a caller that goes away
     /// does not cut a write short.
-    fn run<T: Send + 'static>(
+    pub(super) fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = LogResult<T>> + Send + 'static,
     ) -> BoxFuture<'static, LogResult<T>> {

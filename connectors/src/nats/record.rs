@@ -8,7 +8,7 @@ use super::streams::TIME_HEADER;
 use crate::log::{Message, Record};
 
 /// Headers of the transport, which are no part of a message's content.
-fn of_transport(name: &str) -> bool {
+pub(super) fn of_transport(name: &str) -> bool {
     let begins = |prefix: &str| {
         name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
