@@ -212,7 +212,8 @@ async fn find_or_create(
     use jetstream::context::{CreateStreamErrorKind as Create, GetStreamErrorKind as Get};
     let away = |error: &dyn std::fmt::Display| Opening::Away(error.to_string());
     match context.get_stream(&wanted.stream).await {
-        Ok(stream) => return Ok(stream.cached_info().clone()),
+        Ok(stream) if led(stream.cached_info()) => return Ok(stream.cached_info().clone()),
+        Ok(_) => return Err(away(&"it has no leader")),
         Err(error) => match error.kind() {
             Get::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
             Get::JetStream(cause)
@@ -232,6 +233,7 @@ async fn find_or_create(
         return Err(Opening::Refused("there is no such stream".to_owned()));
     };
     match context.create_stream(wanted.config(identity, None)).await {
+        Ok(stream) if !led(stream.cached_info()) => Err(away(&"it has no leader")),
         Ok(stream) => {
             tracing::info!(stream = wanted.stream, replicas = wanted.replicas, "stream created");
             Ok(stream.cached_info().clone())
@@ -246,6 +248,12 @@ async fn find_or_create(
             _ => Err(Opening::Refused(format!("it cannot be created: {error}"))),
         },
     }
+}
+
+/// Whether a stream's state is to be believed: without a leader a cluster answers all the same, and
+/// says that the stream is empty.
+fn led(info: &Info) -> bool {
+    info.cluster.as_ref().is_none_or(|cluster| cluster.leader.is_some())
 }
 
 /// What names a stream: its metadata, or the moment of its creation where somebody else made it.
@@ -275,8 +283,8 @@ impl State {
 
     fn take(&mut self, info: &Info) {
         let found = &info.state;
-        self.head = found.last_sequence;
-        self.first = found.first_sequence.max(1);
+        self.head = self.head.max(found.last_sequence);
+        self.first = self.first.max(found.first_sequence).max(1);
         let nanos = found.last_timestamp.unix_timestamp_nanos();
         let time = i64::try_from(nanos.div_euclid(1_000)).map(Time).ok();
         // An empty stream says year 1.
@@ -326,7 +334,12 @@ impl Shared {
         let mut wait = BackOff::new();
         loop {
             let stream = self.stream().await?;
-            match stream.get_info().await {
+            let answer = match stream.get_info().await {
+                Ok(info) if led(&info) => Ok(info),
+                Ok(_) => Err("it has no leader".to_owned()),
+                Err(error) => Err(error.to_string()),
+            };
+            match answer {
                 Ok(info) => {
                     if identity_of(&info) != self.identity.uuid {
                         self.fail("another stream stands in its place".to_owned());
@@ -346,19 +359,18 @@ impl Shared {
 
     /// Brings the head up to date.
     pub async fn refresh(&self) -> LogResult<()> {
+        // Before it is asked: while the answer is under way, others raise it beyond the answer.
+        let known = self.state.lock().head;
         let info = self.info().await?;
-        let mut state = self.state.lock();
-        let known = state.head;
-        state.take(&info);
-        let head = state.head;
-        drop(state);
-        if head < known {
+        let found = info.state.last_sequence;
+        if found < known {
             self.fail(format!(
-                "it ends at {head}, but had records up to {known}: an older state of the stream was \
+                "it ends at {found}, but had records up to {known}: an older state of the stream was \
                  restored underneath"
             ));
-            return Err(self.failure().unwrap_or_else(|| self.gone(head + 1, known + 1)));
+            return Err(self.failure().unwrap_or_else(|| self.gone(found + 1, known + 1)));
         }
+        self.state.lock().take(&info);
         self.changed.send_replace(());
         Ok(())
     }
