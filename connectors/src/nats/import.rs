@@ -279,6 +279,7 @@ impl Shared {
                 let same =
                     own.zip(stands.as_ref()).is_some_and(|(a, b)| difference(a, b).is_none());
                 if !same {
+                    eprintln!("DEBUG own={own:?} stands={stands:?} error={error}");
                     return Err(LogError::Changed {
                         stream: self.identity.stream.clone(),
                         what: format!(
