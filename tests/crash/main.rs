@@ -12,13 +12,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod administrator;
 mod model;
 mod publisher;
+mod stage;
 mod subscriber;
 #[path = "../support/mod.rs"]
 mod support;
+mod trouble;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -26,27 +29,7 @@ use meterr_operators::rng::Rng;
 use support::{Launch, number_from_env};
 
 use model::{Model, ORGS};
-
-/// Where the server is at the moment; what publishers, administrator and subscribers share.
-pub struct Stage {
-    url: Mutex<Option<String>>,
-    /// Publishers finish what they have begun and end.
-    pub closing: AtomicBool,
-    /// Subscribers end when their stream does.
-    pub over: AtomicBool,
-}
-
-impl Stage {
-    /// Address of the server, once there is one.
-    pub fn url(&self) -> String {
-        loop {
-            if let Some(url) = self.url.lock().unwrap().clone() {
-                return url;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
+use stage::Stage;
 
 #[test]
 fn every_acknowledged_event_counts_once_through_kill_9() {
@@ -62,11 +45,7 @@ fn every_acknowledged_event_counts_once_through_kill_9() {
         .set("CHECKPOINT__EVENTS_MAX", "1000")
         .set("LOG__SEGMENT_BYTES", "1MiB")
         .set("TELEMETRY__LOG", "warn");
-    let stage = Arc::new(Stage {
-        url: Mutex::new(None),
-        closing: AtomicBool::new(false),
-        over: AtomicBool::new(false),
-    });
+    let stage = Arc::new(Stage::default());
     let model = Arc::new(Mutex::new(Model::default()));
 
     let publishers: Vec<_> = (0..3)
@@ -77,7 +56,7 @@ fn every_acknowledged_event_counts_once_through_kill_9() {
         .collect();
     let administrator = {
         let (stage, model) = (stage.clone(), model.clone());
-        std::thread::spawn(move || publisher::administer(seed, &stage, &model))
+        std::thread::spawn(move || administrator::administer(seed, &stage, &model))
     };
     let subscribers: Vec<_> = ORGS
         .iter()
@@ -97,17 +76,17 @@ fn every_acknowledged_event_counts_once_through_kill_9() {
             std::thread::sleep(Duration::from_micros(rng.below(60_000)));
             killed_early += 1;
         } else {
-            *stage.url.lock().unwrap() = Some(server.url.clone());
+            stage.set_url(Some(&server.url));
             server.until_ready();
             std::thread::sleep(Duration::from_micros(50_000 + rng.below(500_000)));
         }
         sound(&server.log(), round);
         server.kill();
-        *stage.url.lock().unwrap() = None;
+        stage.set_url(None);
     }
 
     let server = launch.start();
-    *stage.url.lock().unwrap() = Some(server.url.clone());
+    stage.set_url(Some(&server.url));
     stage.closing.store(true, Ordering::SeqCst);
     let mut lines = 0;
     for publisher in publishers {

@@ -160,7 +160,11 @@ impl Model {
 
     /// Compares every view of every org with what must come out.
     pub fn check(&self, server: &Server) {
-        let at = everywhere(server);
+        self.check_at(server, &everywhere(server));
+    }
+
+    /// The same once a position is counted.
+    pub fn check_at(&self, server: &Server, at: &str) {
         for (number, org) in ORGS.iter().enumerate() {
             for (window, by) in [
                 ("hour", "none"),

@@ -11,7 +11,7 @@ use meterr_connectors::embedded::{EmbeddedLog, EmbeddedOptions, RealFs};
 use meterr_connectors::log::{Log, system_clock};
 use serde_json::Value;
 
-use crate::Stage;
+use crate::stage::Stage;
 use crate::support::sse::{Stream, Table, apply};
 
 /// What a subscriber saw.

@@ -24,7 +24,7 @@ use super::log::{BackOff, Connections, JetStreamLog, PATIENCE, Shared, unavailab
 use super::record::{of_transport, to_headers};
 use super::streams::{COPIED_TO_KEY, TIME_HEADER, Wanted, copied_to};
 use super::write::told;
-use crate::copy::{Import, Place, belongs, difference};
+use crate::copy::{CHUNK_BYTES, Import, Place, belongs, difference};
 use crate::log::{Log, LogError, LogIdentity, LogResult, Message, Record};
 
 /// Records on the way at once.
@@ -271,34 +271,35 @@ impl Shared {
                 }
                 Err(error) => error,
             };
-            // What stands is only seen in the stream.
+            // What stands is only seen in the stream. A record of somebody else lets those behind its
+            // place pass, so each is looked at.
             let now = self.info().await?.state.last_sequence;
-            if now >= first {
-                let own = records.get((now - first) as usize);
-                let stands = self.read_single(now).await?;
-                let same =
-                    own.zip(stands.as_ref()).is_some_and(|(a, b)| difference(a, b).is_none());
-                if !same {
-                    eprintln!("DEBUG own={own:?} stands={stands:?} error={error}");
-                    return Err(LogError::Changed {
-                        stream: self.identity.stream.clone(),
-                        what: format!(
-                            "the record at {now} is not of this copy: somebody publishes to the stream; \
-                             stop producers and nodes, remove the streams and begin anew"
-                        ),
-                    });
+            self.raise(now, None);
+            while head < now {
+                let stand = self.read(head + 1, CHUNK_BYTES).await?;
+                for record in &stand {
+                    let own = records.get((record.position - first) as usize);
+                    if own.is_none_or(|own| difference(own, record).is_some()) {
+                        return Err(self.foreign(record.position));
+                    }
+                    head = record.position;
                 }
-            }
-            if now > head {
                 until = Instant::now() + PATIENCE;
                 wait = BackOff::new();
-                head = now;
-            } else if Instant::now() >= until {
-                return Err(unavailable(self.stream_name(), "no acknowledgement", &error));
-            } else {
-                wait.wait().await;
             }
+            if Instant::now() >= until {
+                return Err(unavailable(self.stream_name(), "no acknowledgement", &error));
+            }
+            wait.wait().await;
         }
+    }
+
+    fn foreign(&self, position: u64) -> LogError {
+        let what = format!(
+            "the record at {position} is not of this copy: somebody publishes to the stream; stop \
+             producers and nodes, remove the streams and begin anew"
+        );
+        LogError::Changed { stream: self.identity.stream.clone(), what }
     }
 
     /// Publishes records to stand at their positions, each only behind the one before.
