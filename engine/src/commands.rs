@@ -72,7 +72,7 @@ impl Commands for Engine {
         if args.json {
             console.json(&serde_json::to_value(&report)?)?;
         } else {
-            show(&report, console)?;
+            show(&report, "every row published and held", console)?;
         }
         Ok(if same { Exit::Done } else { Exit::Different })
     }
@@ -308,7 +308,7 @@ fn show_copy(report: &copy::Report, to: &Location, console: &mut Console) -> any
             writeln!(console.out, "  {difference}")?;
         }
     }
-    show(&report.views, console)?;
+    show(&report.views, "every row published and held, on both sides,", console)?;
     if !report.same() {
         writeln!(console.err, "the copy differs from its source: do not serve it")?;
         return Ok(());
@@ -363,7 +363,7 @@ fn chosen(store: &SledStore, shards: &[u16]) -> anyhow::Result<Vec<ShardId>> {
     Ok(known.into_iter().filter(|s| shards.is_empty() || shards.contains(&s.0)).collect())
 }
 
-fn show(report: &Report, console: &mut Console) -> anyhow::Result<()> {
+fn show(report: &Report, what: &str, console: &mut Console) -> anyhow::Result<()> {
     let Report { shards, messages, events, rows, differences_total, .. } = report;
     let [messages, events, rows] = [*messages, *events, *rows].map(|n| count(n as i64));
     writeln!(
@@ -371,7 +371,7 @@ fn show(report: &Report, console: &mut Console) -> anyhow::Result<()> {
         "{shards} shards, {messages} messages, {events} events counted, {rows} rows recomputed"
     )?;
     if *differences_total == 0 {
-        writeln!(console.out, "every row published and held equals its recomputation")?;
+        writeln!(console.out, "{what} equals its recomputation")?;
         return Ok(());
     }
     writeln!(console.out, "{differences_total} rows differ:")?;
