@@ -838,7 +838,7 @@ mod tests {
             ("log copy --from d --to embedded:e", "must be embedded:DIR or nats:URL"),
             ("log copy --from embedded:d --to nats:a --replicas 6", "6 is not in 1..=5"),
             ("demo --speed -1", "unexpected argument"),
-            ("serve --nats x", "unexpected argument '--nats'"),
+            ("serve --nat x", "unexpected argument '--nat'"),
         ] {
             let error = parse(line).map(drop).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
