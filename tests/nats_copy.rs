@@ -8,9 +8,14 @@
 mod nats;
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
+use futures::executor::block_on;
+use meterr_connectors::copy::Place;
+use meterr_connectors::embedded::{EmbeddedOptions, EmbeddedPlace, RealFs};
 use nats::{NatsOptions, NatsServer};
 use serde_json::{Value, json};
 use support::{Launch, METERR, Server, ran, run};
@@ -293,4 +298,56 @@ fn a_place_with_something_else_in_it_is_left_as_it_is() {
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("7 logs") && out.contains("on both sides"), "{out}");
     assert!(err.contains(&format!("meterr serve --nats {}", empty.url())), "{err}");
+}
+
+#[test]
+fn a_copy_that_differs_is_told_by_record_and_by_row_and_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, other] = ["one", "other"].map(|name| dir.path().join(name));
+    let server = launch(&one).start();
+    for n in 0..20 {
+        server.publish(&lines(&[event(n)]));
+    }
+    settled(&server);
+    server.stop();
+    // Somebody's own copy, with one token more in one event.
+    let place = |at: &Path| EmbeddedPlace::new(at, EmbeddedOptions::default(), Arc::new(RealFs));
+    let (source, copy) = (place(&one), place(&other));
+    let mut spoilt = false;
+    for stream in source.streams().unwrap() {
+        let log = source.find(&stream).unwrap().unwrap();
+        let mut records = block_on(log.read(1, usize::MAX)).unwrap();
+        let last = log.head();
+        for record in records
+            .iter_mut()
+            .filter(|record| stream.starts_with("USAGE") && record.position < last)
+        {
+            let text = String::from_utf8(record.message.payload.to_vec()).unwrap();
+            if !std::mem::replace(&mut spoilt, true) {
+                record.message.payload =
+                    text.replace("\"output_tokens\":1", "\"output_tokens\":2").into();
+            }
+        }
+        block_on(copy.open(log.identity(), last).unwrap().import(records)).unwrap();
+    }
+    assert!(spoilt);
+    copy.finish().unwrap();
+    drop((source, copy));
+
+    let (code, report, err) = self::copy(&embedded(&one), &embedded(&other));
+    assert_eq!(code, 4, "{report}{err}");
+    assert_eq!((&report["copied"], &report["same"]), (&json!(0), &json!(false)));
+    assert_eq!(report["compared"]["differences_total"], 1, "{report}");
+    let told = report["compared"]["differences"][0].as_str().unwrap();
+    assert!(told.contains("the payload differs"), "{told}");
+    // What is recomputed from the copy and what a node would hold; the output log has the old rows.
+    let accounts: BTreeSet<&str> = report["views"]["differences"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|difference| difference["account"].as_str().unwrap())
+        .collect();
+    assert_eq!(accounts, BTreeSet::from(["copy: held", "copy: recomputed"]));
+    let (status, log) = launch(&other).spawn().err().unwrap();
+    assert!(!status.success() && log.contains("that was not finished"), "{log}");
 }

@@ -117,6 +117,9 @@ fn there_and_back_again_nothing_changes() {
     assert_eq!(copied(&sources, &place).unwrap(), 7_501);
     assert_eq!(same(&sources, &place), 7_501);
     assert!(!place.unfinished().unwrap());
+    for (source, copy) in sources.iter().zip(found(&sources, &place)) {
+        assert_eq!(copy.last_time(), source.last_time(), "not the server's time of the copy");
+    }
     assert_eq!(copied(&sources, &connected.place(1)).unwrap(), 0, "again: nothing is missing");
 
     let fs = FaultFs::new();
