@@ -98,7 +98,7 @@ async fn what_was_appended_is_read_by_every_way() {
     assert_eq!(messages, sent);
     assert_eq!(follow(&log, 1, 3).await, direct);
     for record in &direct {
-        assert_eq!(log.read(record.position, 1).await.unwrap(), [record.clone()]);
+        assert_eq!(log.read(record.position, 1).await.unwrap(), std::slice::from_ref(record));
     }
     assert_eq!(log.read(4, 1).await.unwrap(), []);
     let now = meterr_connectors::log::system_clock()();

@@ -308,7 +308,7 @@ fn identity_of(info: &Info) -> String {
 }
 
 /// Random enough to be unlike that of any other process.
-fn nonce() -> String {
+pub(super) fn nonce() -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&std::process::id().to_le_bytes());
     hasher.update(&system_clock()().0.to_le_bytes());
