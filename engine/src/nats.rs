@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use meterr_connectors::api::Api;
 use meterr_connectors::changes::Announcer;
+use meterr_connectors::log::Log;
 use meterr_connectors::nats::announce::SpendAnnouncer;
 use meterr_connectors::nats::connection::{connect, shown};
 use meterr_connectors::nats::log::{Connections, Counters, JetStreamLog};
@@ -83,7 +84,17 @@ impl Nats {
     pub fn open(&self, wanted: &Wanted) -> Result<JetStreamLog, NodeError> {
         let identity = identity()?;
         let open = JetStreamLog::open(&self.connections, wanted, Some(&identity));
-        Ok(self.runtime.block_on(open)?)
+        let log = self.runtime.block_on(open)?;
+        if log.unfinished() {
+            return Err(NodeError::Refused(format!(
+                "stream {} has {} of the {} records it is to be copied: the copy was not finished; run \
+                 the same `meterr log copy` again, which goes on where it stopped",
+                wanted.stream,
+                log.head(),
+                log.copied_to()
+            )));
+        }
+        Ok(log)
     }
 
     /// Looks whether the server maps `usage.<org>` to the right shard.
