@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use meterr_operators::event::{INPUT_METERS, METERS, Meter, OUTPUT_METERS};
 use meterr_operators::ids::{Positions, ShardId};
 use meterr_operators::money::Atto;
@@ -162,4 +164,33 @@ pub fn figures_of(
         },
         unpriced_events,
     }
+}
+
+impl Figures {
+    /// The count of each meter, in the order of [`ALL_METERS`](meterr_operators::event::ALL_METERS):
+    /// the totals taken apart again.
+    pub fn meters(&self) -> [i64; METERS] {
+        let mut meters = [0; METERS];
+        let mut set = |meter: Meter, count: i64| meters[meter as usize] = count;
+        set(Meter::CacheRead, self.cached_input_tokens);
+        set(Meter::CacheWrite, self.cache_write_tokens);
+        set(Meter::CacheWrite1h, self.cache_write_1h_tokens);
+        set(Meter::AudioInput, self.audio_input_tokens);
+        set(Meter::Reasoning, self.reasoning_tokens);
+        set(Meter::AudioOutput, self.audio_output_tokens);
+        set(Meter::Images, self.images);
+        set(Meter::Searches, self.searches);
+        let parts = |of: &[Meter]| of.iter().map(|meter| meters[*meter as usize]).sum::<i64>();
+        let (input, output) = (parts(&INPUT_METERS), parts(&OUTPUT_METERS));
+        meters[Meter::Input as usize] = self.input_tokens - input;
+        meters[Meter::Output as usize] = self.output_tokens - output;
+        meters
+    }
+}
+
+/// Where live messages go after a commit: the side of a transport that publishes them.
+pub trait Announcer: Send + Sync + 'static {
+    /// Publishes messages, each to the subscribers of its org, in order. Resolves when they are on
+    /// their way; a message may be lost, which its readers notice by the next one.
+    fn announce(&self, messages: Vec<(String, Bytes)>) -> BoxFuture<'static, ()>;
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use meterr_connectors::checkpoint::CheckpointStore;
-use meterr_connectors::log::{Log, Message as LogMessage};
+use meterr_connectors::log::{Log, LogError, Message as LogMessage};
 use meterr_operators::ids::ShardId;
 use meterr_operators::time::{HOUR, Time};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -171,14 +171,20 @@ impl StreamHandler<WorkerEvent> for NodeActor {
             }
             Event::Stopped(shard, reason) => {
                 self.metrics[usize::from(shard.0)].stopped(true);
-                let transient = reason.transient();
+                let (transient, away) = (reason.transient(), reason.unavailable());
                 let mut text = reason.to_string();
                 let mut cause = std::error::Error::source(&reason);
                 while let Some(error) = cause {
                     text = format!("{text}: {error}");
                     cause = error.source();
                 }
-                self.tell(shard, Happened::Stopped { reason: text, transient }, ctx);
+                let happened = if away {
+                    tracing::warn!(%shard, reason = text, "waiting for the server of the logs");
+                    Happened::Away { reason: text }
+                } else {
+                    Happened::Stopped { reason: text, transient }
+                };
+                self.tell(shard, happened, ctx);
             }
             Event::Drained(shard) => {
                 self.tell(shard, Happened::Drained, ctx);
@@ -348,6 +354,9 @@ async fn read(shared: Arc<NodeShared>, shard: ShardId, mut from: u64, events: mp
                 };
                 from = last.position + 1;
                 shared.tell(shard, Command::Usage(shard, records, credit)).await;
+            }
+            Err(LogError::Unavailable { what, .. }) => {
+                tracing::warn!(%shard, what, "usage log not available; trying on");
             }
             Err(error) => {
                 // A closed channel means that the node is gone.

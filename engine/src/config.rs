@@ -35,6 +35,7 @@ pub struct RawConfig {
     pub node: RawNode,
     pub http: RawHttp,
     pub log: RawLog,
+    pub nats: RawNats,
     pub epoch: RawEpoch,
     pub checkpoint: RawCheckpoint,
     pub seed: RawSeed,
@@ -74,6 +75,21 @@ pub struct RawHttp {
 pub struct RawLog {
     pub segment_bytes: String,
     pub time_jump_max: String,
+}
+
+/// `[nats]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every key is documented in config/meterr.toml, once")]
+pub struct RawNats {
+    pub url: String,
+    pub credentials: String,
+    pub ca: String,
+    pub certificate: String,
+    pub key: String,
+    pub replicas: i64,
+    pub stream_bytes_max: String,
+    pub mapping: String,
 }
 
 /// `[epoch]`

@@ -14,6 +14,7 @@
 //! [`mod@verify`], [`workload`]).
 
 pub mod actors;
+pub mod announce;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -23,6 +24,7 @@ pub mod epoch;
 pub mod lifecycle;
 pub mod live;
 pub mod metrics;
+pub mod nats;
 pub mod node;
 pub mod quantity;
 pub mod recovery;

@@ -63,6 +63,11 @@ pub enum Happened {
         /// Whether trying again may help.
         transient: bool,
     },
+    /// The server of its logs is away.
+    Away {
+        /// What was tried.
+        reason: String,
+    },
     /// Its thread died; whether it was this shard that was worked on.
     ThreadDied {
         /// Whether it was worked on.
@@ -142,6 +147,7 @@ impl Lifecycle {
             }
             Happened::Stopped { reason, transient: false } => self.stop(reason),
             Happened::Stopped { reason, transient: true } => self.retry(reason, true),
+            Happened::Away { reason } => self.wait(reason),
             Happened::ThreadDied { culprit, reason } => self.retry(reason, culprit),
             Happened::Drain => match self.state {
                 State::Live => {
@@ -171,6 +177,18 @@ impl Lifecycle {
         let actions = vec![Action::StopReader, Action::RaiseAlarm(reason.clone())];
         self.state = if draining { State::Released } else { State::Stopped(reason) };
         actions
+    }
+
+    /// Nobody's fault: tried again for as long as it takes.
+    fn wait(&mut self, reason: String) -> Vec<Action> {
+        match self.state {
+            State::Stopped(_) => Vec::new(),
+            State::Drain => self.stop(reason),
+            _ => {
+                self.state = State::Restore;
+                vec![Action::StopReader, Action::OpenAfter(Duration::from_secs(1))]
+            }
+        }
     }
 
     fn retry(&mut self, reason: String, blamed: bool) -> Vec<Action> {
@@ -242,6 +260,18 @@ mod tests {
             life.on(Happened::Opened);
             life.on(Happened::Committed);
         }
+        assert_eq!(*life.state(), State::Live);
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_waited_for() {
+        let mut life = live();
+        for _ in 0..100 {
+            let away = Happened::Away { reason: "no answer".into() };
+            let second = Duration::from_secs(1);
+            assert_eq!(life.on(away), [Action::StopReader, Action::OpenAfter(second)]);
+        }
+        life.on(Happened::Opened);
         assert_eq!(*life.state(), State::Live);
     }
 

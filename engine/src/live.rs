@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::executor::block_on;
 use meterr_connectors::api::{AsOf, StreamEvent};
+use meterr_connectors::changes::{Announcer, OrgChanges};
 use meterr_connectors::checkpoint::{CheckpointStore, Kind, Manifest, chunks_hash};
 use meterr_connectors::codec::decode_message;
 use meterr_connectors::log::{Log, LogError, Message, Record};
@@ -24,10 +25,11 @@ use meterr_operators::time::Time;
 use timely::worker::Worker;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
+use crate::announce::{self, Epochs};
 use crate::epoch::Limits;
 use crate::recovery::{self, Alarm, Facts};
 use crate::snapshot;
-use crate::wire::{Commit, PartWriter, Starts, stream_body};
+use crate::wire::{Commit, PartWriter, Parts, Starts, parts_hash, stream_body};
 
 /// Bytes of a log read at once.
 pub const READ_BYTES: usize = 1024 * 1024;
@@ -66,6 +68,8 @@ pub struct ShardSpec {
     pub time_jump_max: i64,
     /// Committed position, for those who wait.
     pub progress: watch::Sender<Progress>,
+    /// Where subscribers outside of this process hear of commits, if anywhere.
+    pub announcer: Option<Arc<dyn Announcer>>,
 }
 
 /// When a checkpoint is taken.
@@ -104,6 +108,20 @@ pub enum StopReason {
     /// A log failed.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// Another node has taken the shard over: what this one holds may be old.
+    #[error(
+        "another node has taken this shard over (its commit stands at {actual} of the output log, ours \
+         was at {expected}); nothing of what this node did since then was committed"
+    )]
+    TakenOver {
+        /// Position of our last commit.
+        expected: u64,
+        /// Position of the other one's.
+        actual: u64,
+    },
+    /// Another node committed while this one was taking over.
+    #[error("another node committed while this one was taking the shard over")]
+    Raced,
     /// A checkpoint cannot be read.
     #[error("checkpoint: {0}")]
     Checkpoint(String),
@@ -113,9 +131,27 @@ pub enum StopReason {
 }
 
 impl StopReason {
+    /// What a commit that lost against another one means.
+    fn of_commit(error: LogError) -> StopReason {
+        match error {
+            LogError::Conflict { expected, actual, .. } if actual > expected => {
+                StopReason::TakenOver { expected, actual }
+            }
+            LogError::Conflict { expected, actual, .. } => {
+                Alarm::RolledBack { what: "output", head: actual, published: expected }.into()
+            }
+            error => error.into(),
+        }
+    }
+
     /// Whether starting the shard again may help without anybody's doing.
     pub fn transient(&self) -> bool {
-        matches!(self, StopReason::Log(LogError::Io { .. }))
+        matches!(self, StopReason::Log(LogError::Io { .. }) | StopReason::Raced)
+    }
+
+    /// Whether it is only the server of the logs that is away.
+    pub fn unavailable(&self) -> bool {
+        matches!(self, StopReason::Log(LogError::Unavailable { .. }))
     }
 }
 
@@ -171,6 +207,9 @@ pub struct LiveShard {
     queries: VecDeque<Query>,
     followers: HashMap<String, Vec<mpsc::Sender<StreamEvent>>>,
     starts: Starts,
+    epochs: Epochs,
+    /// The last usage message taken in.
+    last_usage: Option<Message>,
     checkpoint: CheckpointState,
 }
 
@@ -209,21 +248,65 @@ pub fn message_hash(message: &Message) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// Reads the commit records behind an output position.
+/// Goes through the committed epochs behind an output position: position and commit record, and its
+/// parts. Parts without a commit are passed over.
 ///
 /// # Errors
-/// When the log cannot be read, or a record is not known.
-pub fn commits_behind(out: &dyn Log, position: u64) -> Result<Vec<(u64, Commit)>, StopReason> {
-    let mut commits = Vec::new();
+/// When the log cannot be read, a record is not known, or parts are not those of their commit.
+pub fn each_commit(
+    out: &dyn Log,
+    position: u64,
+    mut each: impl FnMut(u64, Commit, &[Record]) -> Result<(), StopReason>,
+) -> Result<(), StopReason> {
+    let mut parts: Vec<Record> = Vec::new();
     let mut from = position + 1;
     loop {
         let records = block_on(out.read(from, READ_BYTES))?;
-        let Some(last) = records.last() else { return Ok(commits) };
+        let Some(last) = records.last() else { return Ok(()) };
         from = last.position + 1;
-        for record in records.iter().filter(|r| r.message.subject.ends_with(".commit")) {
-            commits.push((record.position, parse_commit(record)?));
+        for record in records {
+            if !record.message.subject.ends_with(".commit") {
+                parts.push(record);
+                continue;
+            }
+            let commit = parse_commit(&record)?;
+            let own = own_parts(&parts, &commit, record.position)?;
+            each(record.position, commit, own)?;
+            parts.clear();
         }
     }
+}
+
+/// The parts of a commit: those right before its record, if they are what it says.
+///
+/// # Errors
+/// When they are not.
+pub fn own_parts<'a>(
+    before: &'a [Record],
+    commit: &Commit,
+    position: u64,
+) -> Result<&'a [Record], StopReason> {
+    let own = before.len().checked_sub(commit.parts as usize).map(|at| &before[at..]);
+    own.filter(|own| parts_hash(own.iter().map(|r| &r.message.payload[..])) == commit.hash)
+        .ok_or_else(|| {
+            StopReason::Format(format!(
+                "the parts of epoch {} are not those that its commit record at {position} names",
+                commit.epoch
+            ))
+        })
+}
+
+/// Reads the commit records behind an output position.
+///
+/// # Errors
+/// As [`each_commit`].
+pub fn commits_behind(out: &dyn Log, position: u64) -> Result<Vec<(u64, Commit)>, StopReason> {
+    let mut commits = Vec::new();
+    each_commit(out, position, |position, commit, _| {
+        commits.push((position, commit));
+        Ok(())
+    })?;
+    Ok(commits)
 }
 
 /// Reads a commit record.
@@ -274,7 +357,7 @@ impl LiveShard {
         spec: ShardSpec,
         heard: impl FnMut(u64, u64, u64),
     ) -> Result<LiveShard, StopReason> {
-        let Rebuilt { shard, plan, commit, checkpoint } = rebuild(worker, &spec, heard)?;
+        let Rebuilt { shard, plan, commit, epochs, checkpoint } = rebuild(worker, &spec, heard)?;
         let ShardSpec { logs, id, .. } = &spec;
         let (commit_position, commit) =
             commit.map_or((0, None), |(position, commit)| (position, Some(commit)));
@@ -291,8 +374,11 @@ impl LiveShard {
         };
         let subject = format!("out.{id}.commit");
         let payload = serde_json::to_vec(&sealing).expect("texts and numbers are always JSON");
-        let sealed =
-            block_on(logs.out.commit(Vec::new(), Message::new(subject, payload), commit_position))?;
+        let seal = logs.out.commit(Vec::new(), Message::new(subject, payload), commit_position);
+        let sealed = block_on(seal).map_err(|error| match StopReason::of_commit(error) {
+            StopReason::TakenOver { .. } => StopReason::Raced,
+            reason => reason,
+        })?;
         let progress = Progress {
             epoch: plan.epoch,
             usage: sealing.usage_position,
@@ -313,6 +399,8 @@ impl LiveShard {
             queries: VecDeque::new(),
             followers: HashMap::new(),
             starts: Starts::default(),
+            epochs,
+            last_usage: None,
             checkpoint,
         };
         let waiting = control_changes(&*live.spec.logs.control, progress.control + 1, None)?;
@@ -385,17 +473,26 @@ impl LiveShard {
         self.followers.entry(org.to_owned()).or_default().push(follower);
     }
 
-    /// A snapshot of an org for a follower.
-    pub fn snapshot(&mut self, org: &str) -> StreamEvent {
+    /// Epoch of the last commit that changed an org, 0 for none; `None` when it is not known.
+    pub fn epoch_of(&mut self, org: &str) -> Option<u64> {
         let number = self.shard.flow().shared().borrow().names.org(org);
-        let rows = match number {
+        number.map_or(Some(0), |number| self.epochs.of(number))
+    }
+
+    /// All rows of an org.
+    pub fn rows(&mut self, org: &str) -> OrgChanges {
+        let number = self.shard.flow().shared().borrow().names.org(org);
+        match number {
             Some(number) => {
                 crate::wire::org_rows(&self.shard, number, self.spec.views, &mut self.starts)
             }
-            None => {
-                meterr_connectors::changes::OrgChanges { org: org.to_owned(), ..Default::default() }
-            }
-        };
+            None => OrgChanges { org: org.to_owned(), ..Default::default() },
+        }
+    }
+
+    /// A snapshot of an org for a follower.
+    pub fn snapshot(&mut self, org: &str) -> StreamEvent {
+        let rows = self.rows(org);
         let (shard, epoch) = (self.spec.id, self.progress.epoch);
         let body = stream_body(shard, epoch, &self.as_of().as_of, &rows);
         StreamEvent::Snapshot { shard, epoch, body }
@@ -426,6 +523,7 @@ impl LiveShard {
             oldest.get_or_insert(record.time);
             events += take(&mut self.shard, &record, &*self.spec.logs.usage)?;
             progress.usage = record.position;
+            self.last_usage = Some(record.message);
             drop(credit);
             if self.spec.limits.full(events, started.elapsed(), self.usage.len()) {
                 break;
@@ -438,7 +536,7 @@ impl LiveShard {
         parts.changes(&self.shard, &withdrawn, &mut self.starts);
         parts.dead_letters(self.spec.id, dead);
         self.shard.flow().shared().borrow_mut().rollup.clear_changes();
-        let (parts, hash) = parts.finish();
+        let parts = parts.finish();
         let id = self.spec.id;
         let commit = Commit {
             epoch: progress.epoch,
@@ -447,22 +545,53 @@ impl LiveShard {
             log_time: self.shard.log_time(),
             token: self.token,
             attempt: 1,
-            parts: parts.len() as u32,
-            hash,
+            parts: parts.parts.len() as u32,
+            hash: parts.hash.clone(),
             seal: false,
         };
         let mut as_of = Positions { control: Some(progress.control), ..Positions::default() };
         as_of.raise(id, progress.usage);
-        let changes = self.followed_changes(&parts, progress.epoch, &as_of);
+        let changes = self.followed_changes(&parts.parts, progress.epoch, &as_of);
+        let announce = self.announcements(&parts, progress.epoch, &as_of);
         let payload = serde_json::to_vec(&commit).expect("texts and numbers are always JSON");
-        let messages =
-            parts.into_iter().map(|part| Message::new(format!("out.{id}.part"), part)).collect();
+        let messages = parts
+            .parts
+            .into_iter()
+            .map(|part| Message::new(format!("out.{id}.part"), part))
+            .collect();
         let record = Message::new(format!("out.{id}.commit"), payload);
         let append = self.spec.logs.out.commit(messages, record, self.progress.commit);
         let appended = Instant::now();
         self.pending =
             Some(Pending { progress, counts, rejected, oldest, started, appended, changes });
-        Ok(Some(Box::pin(async move { append.await.map(|appended| appended.last) })))
+        let announcer = self.spec.announcer.clone();
+        Ok(Some(Box::pin(async move {
+            let appended = append.await?;
+            // Before the next epoch can be committed, so that subscribers hear them in order.
+            if let Some(announcer) = announcer {
+                announcer.announce(announce).await;
+            }
+            Ok(appended.last)
+        })))
+    }
+
+    /// What subscribers outside of this process hear of an epoch once it is committed.
+    fn announcements(
+        &mut self,
+        parts: &Parts,
+        epoch: u64,
+        as_of: &Positions,
+    ) -> Vec<(String, Bytes)> {
+        let shared = self.shard.flow().shared().borrow();
+        let epochs = &mut self.epochs;
+        if self.spec.announcer.is_none() {
+            for piece in &parts.orgs {
+                epochs.raise(piece.org, epoch);
+            }
+            return Vec::new();
+        }
+        let of = |org: u32| (shared.names.org_name(org).to_owned(), epochs.raise(org, epoch));
+        announce::changes(self.spec.id, epoch, as_of, parts, of)
     }
 
     /// Bodies for orgs somebody follows.
@@ -475,7 +604,7 @@ impl LiveShard {
         if self.followers.is_empty() {
             return Vec::new();
         }
-        let mut merged: Vec<meterr_connectors::changes::OrgChanges> = Vec::new();
+        let mut merged: Vec<OrgChanges> = Vec::new();
         for part in parts {
             for org in followed(part, |org| self.followers.contains_key(org)) {
                 match merged.last_mut().filter(|last| last.org == org.org) {
@@ -504,7 +633,7 @@ impl LiveShard {
     /// When the commit failed; the shard must stop, and its next opening decides.
     pub fn committed(&mut self, position: Result<u64, LogError>) -> Result<Committed, StopReason> {
         let pending = self.pending.take().expect("acknowledgements come for a commit under way");
-        let position = position?;
+        let position = position.map_err(StopReason::of_commit)?;
         self.progress = Progress { commit: position, ..pending.progress };
         for (org, body) in pending.changes {
             let (shard, epoch) = (self.spec.id, self.progress.epoch);
@@ -552,13 +681,18 @@ impl LiveShard {
             state.delta_bytes as f64 > state.base_bytes as f64 * self.spec.checkpointing.base_ratio;
         let base = state.base_due || grown;
         let taken = if base { self.shard.take_base() } else { self.shard.take_delta() };
-        let chunks = snapshot::encode(taken).map_err(|e| StopReason::Checkpoint(e.to_string()))?;
+        let chunks = snapshot::encode(taken, self.epochs.take(base))
+            .map_err(|e| StopReason::Checkpoint(e.to_string()))?;
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        let usage_hash = match self.progress.usage {
-            0 => [0; 32],
-            position => {
+        let usage_hash = match (&self.last_usage, self.progress.usage) {
+            (Some(message), _) => message_hash(message),
+            (None, 0) => [0; 32],
+            (None, position) => {
                 let records = block_on(self.spec.logs.usage.read(position, 1))?;
-                records.first().map_or([0; 32], |record| message_hash(&record.message))
+                let record = records.first().ok_or_else(|| {
+                    StopReason::Format(format!("the usage log has nothing at {position} any more"))
+                })?;
+                message_hash(&record.message)
             }
         };
         let state = &mut self.checkpoint;
@@ -626,6 +760,8 @@ pub struct Rebuilt {
     pub plan: recovery::Plan,
     /// The last commit record and its position.
     pub commit: Option<(u64, Commit)>,
+    /// When each org changed last.
+    pub epochs: Epochs,
     checkpoint: CheckpointState,
 }
 
@@ -639,10 +775,14 @@ pub fn rebuild(
     mut heard: impl FnMut(u64, u64, u64),
 ) -> Result<Rebuilt, StopReason> {
     let ShardSpec { logs, id, .. } = spec;
+    // The last commit first: what it counts up to is then known to be in the other logs.
+    block_on(logs.out.refresh())?;
     let last_commit = match block_on(logs.out.last_commit())? {
         Some(record) => Some((record.position, parse_commit(&record)?)),
         None => None,
     };
+    block_on(logs.usage.refresh())?;
+    block_on(logs.control.refresh())?;
     let chain = spec
         .checkpoints
         .load(*id, None)
@@ -664,6 +804,7 @@ pub fn rebuild(
         control_head: logs.control.head(),
         usage_hash,
     })?;
+    let mut epochs = Epochs::default();
     let mut shard = Shard::new(worker, *id, spec.shards, spec.key, spec.views);
     shard.allow_time_jump(spec.time_jump_max);
     shard.want_deltas();
@@ -698,16 +839,35 @@ pub fn rebuild(
         }
         let mut states = Vec::with_capacity(chain.len());
         for (_, chunks) in chain {
-            let state = snapshot::decode(&chunks);
-            states.push(state.map_err(|error| StopReason::Checkpoint(error.to_string()))?);
+            let decoded = snapshot::decode(&chunks);
+            let (state, kept) =
+                decoded.map_err(|error| StopReason::Checkpoint(error.to_string()))?;
+            states.push(state);
+            epochs.restore(kept);
         }
         shard.restore(worker, states)?;
     }
-    let commits = commits_behind(&*logs.out, plan.commit_from)?;
+    let mut commits = Vec::new();
+    let mut touched: HashMap<String, u64> = HashMap::new();
+    each_commit(&*logs.out, plan.commit_from, |position, commit, parts| {
+        for part in parts {
+            for org in orgs_of(&part.message.payload) {
+                touched.insert(org, commit.epoch);
+            }
+        }
+        commits.push((position, commit));
+        Ok(())
+    })?;
     replay(worker, &mut shard, spec, &plan, &commits, &mut heard)?;
+    for (org, epoch) in touched {
+        let number = shard.flow().shared().borrow().names.org(&org);
+        if let Some(number) = number {
+            epochs.raise(number, epoch);
+        }
+    }
     shard.flow().shared().borrow_mut().rollup.clear_changes();
     shard.take_withdrawn();
-    Ok(Rebuilt { shard, plan, commit: last_commit, checkpoint })
+    Ok(Rebuilt { shard, plan, commit: last_commit, epochs, checkpoint })
 }
 
 /// Takes one record into a shard; returns the number of its lines.
@@ -773,11 +933,23 @@ fn replay(
     Ok(())
 }
 
+/// The orgs a part has rows of.
+fn orgs_of(part: &[u8]) -> Vec<String> {
+    #[derive(serde::Deserialize)]
+    struct Outer {
+        #[serde(default)]
+        orgs: Vec<Named>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Named {
+        org: String,
+    }
+    let outer = serde_json::from_slice::<Outer>(part).ok();
+    outer.map_or_else(Vec::new, |outer| outer.orgs.into_iter().map(|named| named.org).collect())
+}
+
 /// The changes of some orgs out of a part.
-pub fn followed(
-    part: &[u8],
-    wanted: impl Fn(&str) -> bool,
-) -> Vec<meterr_connectors::changes::OrgChanges> {
+pub fn followed(part: &[u8], wanted: impl Fn(&str) -> bool) -> Vec<OrgChanges> {
     #[derive(serde::Deserialize)]
     struct Outer<'a> {
         #[serde(default, borrow)]
@@ -793,7 +965,7 @@ pub fn followed(
     let orgs = outer.orgs.into_iter().filter(|named| wanted(named.org));
     orgs.filter_map(|named| {
         let views = serde_json::from_str(named.views.get()).ok()?;
-        Some(meterr_connectors::changes::OrgChanges { org: named.org.to_owned(), views })
+        Some(OrgChanges { org: named.org.to_owned(), views })
     })
     .collect()
 }

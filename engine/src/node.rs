@@ -1,6 +1,6 @@
 //! A node: logs, checkpoint store, worker threads and shards of one data directory, run by actors.
 //!
-//! Start: take the directory's lock, open the logs, seed the control log if it is empty, open the
+//! Start: take the directory's lock, open the logs (files in it, or streams of NATS), seed the control log if it is empty, open the
 //! checkpoint store, start worker threads, then let every shard open itself. Stop: readers first, then
 //! every shard finishes what came in and takes a last checkpoint, then threads, store and logs.
 
@@ -14,6 +14,8 @@ use meterr_connectors::embedded::{
     DataDirLock, EmbeddedLog, EmbeddedOptions, FileSystem, LockError, RealFs, RecoveryReport,
 };
 use meterr_connectors::log::{Log, LogError, Message, system_clock};
+use meterr_connectors::nats::streams::Wanted;
+use meterr_connectors::nats::subjects;
 use meterr_connectors::sled::{SledOptions, SledStore};
 use meterr_operators::control::{
     ControlChange, HorizonChange, PricesChange, Seed, TimeZoneChange, ViewDeclared,
@@ -31,6 +33,7 @@ use crate::control_state::ControlState;
 use crate::epoch::Limits;
 use crate::live::{Checkpointing, Logs, Progress, ShardSpec, StopReason, control_changes};
 use crate::metrics::Metrics;
+use crate::nats::Nats;
 use crate::settings::Settings;
 use crate::snapshot;
 
@@ -75,8 +78,8 @@ pub fn now() -> Time {
 pub struct Data {
     /// Logs by shard.
     pub logs: Vec<Logs>,
-    /// The same, to close them.
-    embedded: Vec<Arc<EmbeddedLog>>,
+    /// What keeps them open.
+    keeper: Keeper,
     /// Checkpoints.
     pub checkpoints: Arc<dyn CheckpointStore>,
     /// State of the control log.
@@ -84,13 +87,22 @@ pub struct Data {
     _lock: DataDirLock,
 }
 
-fn random_key() -> Result<HashKey, NodeError> {
+/// What keeps the logs.
+enum Keeper {
+    /// Files of this process; to be closed.
+    Embedded(Vec<Arc<EmbeddedLog>>),
+    /// NATS.
+    Nats(Box<Nats>),
+}
+
+/// Random bytes of the system.
+pub(crate) fn random_bytes() -> Result<[u8; 16], NodeError> {
     use std::io::Read;
-    let mut key = [0; 16];
+    let mut bytes = [0; 16];
     std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut key))
+        .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|source| NodeError::Io { what: "cannot read /dev/urandom".to_owned(), source })?;
-    Ok(HashKey(key))
+    Ok(bytes)
 }
 
 /// Newest records of each log kept in memory. Enough for a shard that keeps up; one that does not
@@ -145,33 +157,59 @@ impl Data {
     ) -> Result<Data, NodeError> {
         let dir = &settings.node.data_dir;
         let lock = DataDirLock::acquire(dir)?;
-        let log_dir = dir.join("log");
-        let control = open_log(&log_dir, "CONTROL", settings, &fs)?;
-        seed(settings, &control)?;
-        let mut state = ControlState::default();
-        for (position, change) in control_changes(&*control, 1, None)? {
-            state.apply(position, &change).map_err(NodeError::Refused)?;
+        match &settings.nats {
+            Some(nats) => {
+                let nats = Nats::connect(nats)?;
+                let open = |wanted: &Wanted| {
+                    let log: Arc<dyn Log> = Arc::new(nats.open(wanted)?);
+                    Ok(log)
+                };
+                let (control, usage, out) = nats.wanted();
+                let (logs, state) = open_logs(settings, control, usage, out, open)?;
+                nats.check_mapping(logs.len() as u16)?;
+                Data::with(
+                    settings,
+                    accept_time_jump,
+                    lock,
+                    logs,
+                    state,
+                    Keeper::Nats(Box::new(nats)),
+                )
+            }
+            None => {
+                let log_dir = dir.join("log");
+                let mut embedded = Vec::new();
+                let open = |stream: &String| {
+                    let log = open_log(&log_dir, stream, settings, &fs)?;
+                    embedded.push(log.clone());
+                    let log: Arc<dyn Log> = log;
+                    Ok(log)
+                };
+                let (logs, state) = open_logs(
+                    settings,
+                    subjects::CONTROL_STREAM.to_owned(),
+                    subjects::usage_stream,
+                    subjects::out_stream,
+                    open,
+                )?;
+                let keeper = Keeper::Embedded(embedded);
+                Data::with(settings, accept_time_jump, lock, logs, state, keeper)
+            }
         }
-        let shards = state.seed.as_ref().map_or(settings.node.shards, |seed| seed.shards);
-        if shards != settings.node.shards {
-            return Err(NodeError::Refused(format!(
-                "node.shards is {}, but this data directory was made with {shards}, which never \
-                 changes; set node.shards = {shards}",
-                settings.node.shards
-            )));
-        }
-        check_versions(&state)?;
-        let mut embedded = vec![control.clone()];
-        let mut logs = Vec::new();
-        for shard in 0..shards {
-            let usage = open_log(&log_dir, &format!("USAGE_{shard}"), settings, &fs)?;
-            let out = open_log(&log_dir, &format!("OUT_{shard}"), settings, &fs)?;
-            embedded.extend([usage.clone(), out.clone()]);
-            logs.push(Logs { usage, control: control.clone(), out });
-        }
+    }
+
+    fn with(
+        settings: &Settings,
+        accept_time_jump: bool,
+        lock: DataDirLock,
+        logs: Vec<Logs>,
+        control: ControlState,
+        keeper: Keeper,
+    ) -> Result<Data, NodeError> {
         if !accept_time_jump {
             check_clock(settings, &logs)?;
         }
+        let dir = &settings.node.data_dir;
         let options = SledOptions {
             cache_bytes: settings.checkpoint.cache_bytes,
             ..SledOptions::new(dir.join("checkpoints"), snapshot::FORMAT)
@@ -181,7 +219,15 @@ impl Data {
             tracing::error!(notice, "checkpoint store; what is missing is rebuilt from the log");
         }
         let checkpoints = Arc::new(store);
-        Ok(Data { logs, embedded, checkpoints, control: state, _lock: lock })
+        Ok(Data { logs, keeper, checkpoints, control, _lock: lock })
+    }
+
+    /// The connection to NATS, if the logs are there.
+    pub fn nats(&self) -> Option<&Nats> {
+        match &self.keeper {
+            Keeper::Nats(nats) => Some(nats),
+            Keeper::Embedded(_) => None,
+        }
     }
 
     /// Key of the hashes.
@@ -219,6 +265,7 @@ impl Data {
                 },
                 time_jump_max,
                 progress,
+                announcer: self.nats().map(Nats::announcer),
             };
             (spec, seen)
         };
@@ -230,11 +277,43 @@ impl Data {
     /// # Errors
     /// When a log had failed.
     pub fn close(self) -> Result<(), NodeError> {
-        for log in &self.embedded {
-            log.close()?;
+        match self.keeper {
+            Keeper::Embedded(logs) => logs.iter().try_for_each(|log| log.close())?,
+            Keeper::Nats(nats) => nats.close(),
         }
         Ok(())
     }
+}
+
+/// Opens the logs of a deployment, which begins if its control log is empty.
+fn open_logs<W>(
+    settings: &Settings,
+    control: W,
+    usage: impl Fn(ShardId) -> W,
+    out: impl Fn(ShardId) -> W,
+    mut open: impl FnMut(&W) -> Result<Arc<dyn Log>, NodeError>,
+) -> Result<(Vec<Logs>, ControlState), NodeError> {
+    let control = open(&control)?;
+    seed(settings, &*control)?;
+    let mut state = ControlState::default();
+    for (position, change) in control_changes(&*control, 1, None)? {
+        state.apply(position, &change).map_err(NodeError::Refused)?;
+    }
+    let shards = state.seed.as_ref().map_or(settings.node.shards, |seed| seed.shards);
+    if shards != settings.node.shards {
+        return Err(NodeError::Refused(format!(
+            "node.shards is {}, but this deployment was made with {shards}, which never changes; set \
+             node.shards = {shards}",
+            settings.node.shards
+        )));
+    }
+    check_versions(&state)?;
+    let mut logs = Vec::new();
+    for shard in (0..shards).map(ShardId) {
+        let (usage, out) = (open(&usage(shard))?, open(&out(shard))?);
+        logs.push(Logs { usage, control: control.clone(), out });
+    }
+    Ok((logs, state))
 }
 
 /// Log time follows this machine's clock. A clock that is wrong by days would make the shards forget
@@ -272,11 +351,26 @@ fn check_versions(state: &ControlState) -> Result<(), NodeError> {
 }
 
 /// Begins an empty control log with what the settings say. Later the log is the truth.
-fn seed(settings: &Settings, control: &EmbeddedLog) -> Result<(), NodeError> {
-    let known = control_changes(control, 1, None)?;
-    if known.iter().any(|(_, change)| matches!(change, ControlChange::Seed(_))) {
-        return Ok(());
+fn seed(settings: &Settings, control: &dyn Log) -> Result<(), NodeError> {
+    loop {
+        futures::executor::block_on(control.refresh())?;
+        let known = control_changes(control, 1, None)?;
+        if known.iter().any(|(_, change)| matches!(change, ControlChange::Seed(_))) {
+            return Ok(());
+        }
+        let head = known.last().map_or(0, |(position, _)| *position);
+        let begun = control.append_at(beginning(settings)?, head);
+        match futures::executor::block_on(begun) {
+            Ok(_) => return Ok(()),
+            // Another node began at the same moment.
+            Err(LogError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
+}
+
+/// The first records of a control log.
+fn beginning(settings: &Settings) -> Result<Vec<Message>, NodeError> {
     let mut changes = vec![
         ControlChange::Horizon(HorizonChange { seconds: settings.seed.horizon.as_secs() }),
         ControlChange::Prices(PricesChange { prices: seed_prices(settings)? }),
@@ -295,16 +389,15 @@ fn seed(settings: &Settings, control: &EmbeddedLog) -> Result<(), NodeError> {
         shards: settings.node.shards,
         decoder: DECODER,
         tzdb: tzdb_version().to_owned(),
-        hash_key: random_key()?,
+        hash_key: HashKey(random_bytes()?),
     }));
     let mut messages = Vec::new();
     for change in changes {
         let bytes = change.to_bytes();
         ControlChange::parse(&bytes).map_err(NodeError::Refused)?;
-        messages.push(Message::new("control", bytes));
+        messages.push(Message::new(subjects::CONTROL_SUBJECT, bytes));
     }
-    futures::executor::block_on(control.append(messages))?;
-    Ok(())
+    Ok(messages)
 }
 
 /// A declaration as a control record.

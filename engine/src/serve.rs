@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use meterr_connectors::codec::{decode_line, split_request};
 use meterr_connectors::http::{self, Decoders, HttpSettings};
+use meterr_connectors::log::LogError;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::actors::{DrainNode, EndWorkers, NodeActor};
 use crate::lifecycle::State;
-use crate::live::{ShardSpec, control_changes};
+use crate::live::{ShardSpec, StopReason, control_changes};
 use crate::metrics::Metrics;
 use crate::node::{Data, NodeError, NodeShared};
 use crate::service::Service;
@@ -179,6 +180,9 @@ async fn read_control(shared: Arc<NodeShared>) {
                     shared.tell_worker(worker, Command::Control(changes.clone())).await;
                 }
                 shared.control_seen.send_replace(last);
+            }
+            Err(StopReason::Log(LogError::Unavailable { what, .. })) => {
+                tracing::warn!(what, "control log not available; trying on");
             }
             Err(error) => {
                 tracing::error!(%error, "control log cannot be read; prices and settings stay as they are");

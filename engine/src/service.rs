@@ -12,7 +12,8 @@ use meterr_connectors::api::{
     ShardBatch, ShardOutcome, ShardStatus, SpendAnswer, SpendQuery, StreamEvent, StreamId,
     TopQuery, TopRow, UnpricedRow, ViewDeclaration,
 };
-use meterr_connectors::log::{Log, Message, Record};
+use meterr_connectors::changes::{LiveKind, OrgChanges};
+use meterr_connectors::log::{Log, LogError, Message, Record};
 use meterr_operators::control::{
     ControlChange, DeadLetterReplayed, PricesChange, TimeZoneChange, ViewRemoved,
 };
@@ -20,7 +21,8 @@ use meterr_operators::ids::{Positions, ShardId, shard_of};
 use meterr_operators::price_book::{PriceEntry, check_entries};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::live::{LiveShard, READ_BYTES, followed};
+use crate::announce;
+use crate::live::{LiveShard, READ_BYTES, followed, own_parts};
 use crate::node::{NodeShared, now};
 use crate::views;
 use crate::wire::{Commit, Part, stream_body};
@@ -117,25 +119,32 @@ impl Service {
     async fn change(
         &self,
         change: ControlChange,
-        check: impl FnOnce(&crate::control_state::ControlState) -> ApiResult<()>,
+        check: impl Fn(&crate::control_state::ControlState) -> ApiResult<()>,
     ) -> ApiResult<Positions> {
         let bytes = change.to_bytes();
         ControlChange::parse(&bytes).map_err(ApiError::Invalid)?;
         let lock = self.shared.control_lock.lock().await;
         let log = &self.shared.logs[0].control;
-        // What was appended before must be seen, or two changes could pass the same check.
-        let mut seen = self.shared.control_seen.subscribe();
-        let head = log.head();
-        let known =
-            tokio::time::timeout(self.shared.min_position_timeout, seen.wait_for(|at| *at >= head));
-        if !matches!(known.await, Ok(Ok(_))) {
-            return Err(ApiError::Unavailable("the control log is behind; try again".to_owned()));
-        }
-        drop(seen);
-        check(&self.shared.control.read())?;
-        let appended = log.append(vec![Message::new("control", bytes)]).await;
+        let until = tokio::time::Instant::now() + self.shared.min_position_timeout;
+        let mut head = log.head();
+        let appended = loop {
+            // What was appended before must be seen, or two changes could pass the same check.
+            let mut seen = self.shared.control_seen.subscribe();
+            let known = tokio::time::timeout_at(until, seen.wait_for(|at| *at >= head)).await;
+            let Ok(Ok(known)) = known.map(|known| known.map(|at| *at)) else {
+                return Err(ApiError::Unavailable(
+                    "the control log is behind; try again".to_owned(),
+                ));
+            };
+            check(&self.shared.control.read())?;
+            match log.append_at(vec![Message::new("control", bytes.clone())], known).await {
+                Ok(appended) => break appended,
+                // Another node changed something in between.
+                Err(LogError::Conflict { actual, .. }) => head = actual,
+                Err(error) => return Err(ApiError::Unavailable(error.to_string())),
+            }
+        };
         drop(lock);
-        let appended = appended.map_err(|error| ApiError::Unavailable(error.to_string()))?;
         Ok(Positions { control: Some(appended.last), ..Positions::default() })
     }
 
@@ -371,7 +380,11 @@ impl Service {
             }
             (None, Some(resume)) => {
                 match self.changes_since(shard, &org, resume.epoch, progress.epoch).await {
-                    Some(changes) => first.extend(changes),
+                    Some(changes) => first.extend(changes.iter().map(|change| {
+                        let Change { epoch, as_of, rows } = change;
+                        let body = stream_body(shard, *epoch, as_of, rows);
+                        StreamEvent::Change { shard, epoch: *epoch, body }
+                    })),
                     None => {
                         // Too much to read again: begin anew. The snapshot may be newer than changes
                         // already queued; those are dropped below.
@@ -395,8 +408,38 @@ impl Service {
         Ok(futures::stream::iter(first).chain(rest).boxed())
     }
 
-    async fn missed(&self, _org: String, _after: Option<StreamId>) -> ApiResult<Vec<Bytes>> {
-        Err(ApiError::Unavailable("not yet".to_owned()))
+    /// The messages of an answer to a reader of an org's live changes.
+    async fn missed(&self, org: String, after: Option<StreamId>) -> ApiResult<Vec<Bytes>> {
+        let shard = self.home(&org);
+        let after = after.filter(|after| after.shard == shard).map(|after| after.epoch);
+        let name = org.clone();
+        let (last, progress, as_of) = self
+            .ask(shard, move |live| (live.epoch_of(&name), live.progress(), live.as_of().as_of))
+            .await?;
+        if let Some(after) = after.filter(|after| *after <= progress.epoch) {
+            if last.is_some_and(|last| last <= after) {
+                return Ok(vec![announce::current(shard, progress.epoch, &as_of, &org)]);
+            }
+            if let Some(changes) = self.changes_since(shard, &org, after, progress.epoch).await {
+                let mut previous = after;
+                let mut messages = Vec::new();
+                for Change { epoch, as_of, rows } in &changes {
+                    let before = Some(std::mem::replace(&mut previous, *epoch));
+                    let kind = LiveKind::Change;
+                    messages.extend(announce::rows(kind, shard, *epoch, before, as_of, rows));
+                }
+                if messages.is_empty() {
+                    messages.push(announce::current(shard, progress.epoch, &as_of, &org));
+                }
+                return Ok(announce::answer(messages));
+            }
+        }
+        let name = org.clone();
+        let (rows, progress, as_of) = self
+            .ask(shard, move |live| (live.rows(&name), live.progress(), live.as_of().as_of))
+            .await?;
+        let kind = LiveKind::Snapshot;
+        Ok(announce::answer(announce::rows(kind, shard, progress.epoch, None, &as_of, &rows)))
     }
 
     /// Changes of an org in the epochs after `from`, up to `to`; `None` when that is too much to read.
@@ -406,18 +449,19 @@ impl Service {
         org: &str,
         from: u64,
         to: u64,
-    ) -> Option<Vec<StreamEvent>> {
+    ) -> Option<Vec<Change>> {
         if from >= to {
             return Some(Vec::new());
         }
         let out = self.shared.logs[usize::from(shard.0)].out.clone();
         let mut at = first_of_epoch(&*out, from + 1).await.ok()?;
-        let mut events = Vec::new();
-        let mut parts: Vec<(u64, Bytes)> = Vec::new();
+        let mut found = Vec::new();
+        let mut parts: Vec<Record> = Vec::new();
         let mut bytes = 0;
         loop {
             let records = out.read(at, READ_BYTES).await.ok()?;
-            let Some(last) = records.last() else { return Some(events) };
+            // The log ends before the epoch that was committed: it cannot be believed.
+            let last = records.last()?;
             at = last.position + 1;
             for record in records {
                 bytes += record.message.payload.len();
@@ -425,26 +469,20 @@ impl Service {
                     return None;
                 }
                 if !record.message.subject.ends_with(".commit") {
-                    parts.push((record.position, record.message.payload));
+                    parts.push(record);
                     continue;
                 }
                 let commit: Commit = serde_json::from_slice(&record.message.payload).ok()?;
-                // Only the parts right before the record are its own.
-                let own = parts.len().saturating_sub(commit.parts as usize);
-                let own = parts.split_off(own);
-                parts.clear();
                 if commit.seal || commit.epoch <= from {
+                    parts.clear();
                     continue;
                 }
                 if commit.epoch > to {
-                    return Some(events);
+                    return Some(found);
                 }
-                let mut as_of =
-                    Positions { control: Some(commit.control_position), ..Positions::default() };
-                as_of.raise(shard, commit.usage_position);
-                let mut merged: Option<meterr_connectors::changes::OrgChanges> = None;
-                for (_, part) in own {
-                    for changes in followed(&part, |name| name == org) {
+                let mut merged: Option<OrgChanges> = None;
+                for part in own_parts(&parts, &commit, record.position).ok()? {
+                    for changes in followed(&part.message.payload, |name| name == org) {
                         match &mut merged {
                             None => merged = Some(changes),
                             Some(merged) => {
@@ -455,13 +493,28 @@ impl Service {
                         }
                     }
                 }
-                if let Some(changes) = merged {
-                    let body = stream_body(shard, commit.epoch, &as_of, &changes);
-                    events.push(StreamEvent::Change { shard, epoch: commit.epoch, body });
+                parts.clear();
+                if let Some(rows) = merged {
+                    let mut as_of = Positions {
+                        control: Some(commit.control_position),
+                        ..Positions::default()
+                    };
+                    as_of.raise(shard, commit.usage_position);
+                    found.push(Change { epoch: commit.epoch, as_of, rows });
+                }
+                if commit.epoch == to {
+                    return Some(found);
                 }
             }
         }
     }
+}
+
+/// What one commit changed of an org.
+struct Change {
+    epoch: u64,
+    as_of: Positions,
+    rows: OrgChanges,
 }
 
 fn epoch_of_event(event: &StreamEvent) -> Option<u64> {

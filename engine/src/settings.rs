@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use meterr_connectors::api::ViewDeclaration;
+use meterr_connectors::nats::connection::NatsSettings;
 use meterr_operators::ids::{SHARDS_MAX, org_valid};
 use toml::Table;
 use tracing_subscriber::EnvFilter;
@@ -27,6 +28,8 @@ pub struct Settings {
     pub http: Http,
     /// `[log]`
     pub log: Log,
+    /// `[nats]`; none with the embedded log.
+    pub nats: Option<Nats>,
     /// `[epoch]`
     pub epoch: Epoch,
     /// `[checkpoint]`
@@ -76,6 +79,30 @@ pub struct Log {
     pub segment_bytes: u64,
     /// Jump of log time that stops a shard.
     pub time_jump_max: Duration,
+}
+
+/// NATS JetStream as log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nats {
+    /// Where and how to connect.
+    pub connection: NatsSettings,
+    /// Servers that keep a copy of each stream.
+    pub replicas: usize,
+    /// Bytes a stream may hold when it is created; none for no limit.
+    pub stream_bytes_max: Option<i64>,
+    /// What to do when the server does not map subjects to shards.
+    pub mapping: MappingWanted,
+}
+
+/// What to do when the server does not map subjects to shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MappingWanted {
+    /// Say so, and go on.
+    Warn,
+    /// Do not start.
+    Require,
+    /// Do not look.
+    Off,
 }
 
 /// When an epoch closes.
@@ -193,6 +220,7 @@ impl Check<'_> {
                     "365d",
                 ),
             },
+            nats: self.nats(raw),
             epoch: self.epoch(raw),
             checkpoint: self.checkpoint(raw),
             seed: self.seed(raw),
@@ -269,6 +297,53 @@ impl Check<'_> {
                 1..=1_000_000,
             ),
         }
+    }
+
+    fn nats(&mut self, raw: &RawConfig) -> Option<Nats> {
+        const PATH: &str = "a path, or \"\"";
+        const MAPPING: &str = "\"warn\", \"require\" or \"off\"";
+        self.allow("nats.url", "addresses, or \"\"");
+        for key in ["nats.credentials", "nats.ca", "nats.certificate", "nats.key"] {
+            self.allow(key, PATH);
+        }
+        let nats = &raw.nats;
+        let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+        let certificate = match (path(&nats.certificate), path(&nats.key)) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.wrong("nats.key", "\"\"", "a path, since nats.certificate is set");
+                None
+            }
+            (None, Some(_)) => {
+                self.wrong("nats.certificate", "\"\"", "a path, since nats.key is set");
+                None
+            }
+        };
+        self.allow("nats.mapping", MAPPING);
+        let mapping = match nats.mapping.as_str() {
+            "warn" => MappingWanted::Warn,
+            "require" => MappingWanted::Require,
+            "off" => MappingWanted::Off,
+            other => {
+                self.wrong("nats.mapping", &format!("{other:?}"), MAPPING);
+                MappingWanted::Warn
+            }
+        };
+        let replicas = self.number("nats.replicas", nats.replicas, 1..=5);
+        let bytes = self.size("nats.stream_bytes_max", &nats.stream_bytes_max, 0..=1 << 50);
+        (!nats.url.is_empty()).then(|| Nats {
+            connection: NatsSettings {
+                url: nats.url.clone(),
+                credentials: path(&nats.credentials),
+                ca: path(&nats.ca),
+                certificate,
+                inbox_prefix: None,
+            },
+            replicas,
+            stream_bytes_max: (bytes > 0).then_some(bytes as i64),
+            mapping,
+        })
     }
 
     fn epoch(&mut self, raw: &RawConfig) -> Epoch {

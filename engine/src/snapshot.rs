@@ -12,8 +12,8 @@ use meterr_operators::dedupe::{DedupeState, Entry};
 use meterr_operators::dictionary::Names;
 use meterr_operators::shard::ShardState;
 
-/// Version of the chunks' format, as manifests state it.
-pub const FORMAT: u16 = 1;
+/// Version of the chunks' format, as manifests state it. Version 1 had no epochs of orgs; it is read.
+pub const FORMAT: u16 = 2;
 
 /// A frame of a piece. The store adds a frame of its own, for which a little room is left.
 const FORM: Form = Form { kind: 100, schema: FORMAT, len_max: (CHUNK_LEN_MAX - 64) as u32 };
@@ -34,13 +34,15 @@ enum Piece {
     Entries(Vec<(Entry, u32)>),
     Changed(Vec<(u64, Entry, u32)>),
     Dead(Vec<(u64, u32)>),
+    /// Org by number, and the epoch that changed it last.
+    Epochs(Vec<(u32, u64)>),
 }
 
-/// Encodes a state.
+/// Encodes a state, and the epochs that changed its orgs last.
 ///
 /// # Errors
 /// When a single row does not fit a chunk, which no accepted input can cause.
-pub fn encode(state: ShardState) -> Result<Vec<Bytes>, frame::FrameError> {
+pub fn encode(state: ShardState, epochs: Vec<(u32, u64)>) -> Result<Vec<Bytes>, frame::FrameError> {
     let ShardState { names, usage, mut ids, log_time, usage_position, dead } = state;
     let mut chunks = Vec::new();
     pieces(&mut chunks, dead, 2_000, Piece::Dead)?;
@@ -64,6 +66,7 @@ pub fn encode(state: ShardState) -> Result<Vec<Bytes>, frame::FrameError> {
     let wrap = |list| Piece::Names(Names { labels: list, ..Names::default() });
     pieces(&mut chunks, labels, 200, wrap)?;
     pieces(&mut chunks, usage, 500, Piece::Usage)?;
+    pieces(&mut chunks, epochs, 4_000, Piece::Epochs)?;
     Ok(chunks)
 }
 
@@ -89,10 +92,13 @@ fn put(chunks: &mut Vec<Bytes>, piece: &Piece) -> Result<(), frame::FrameError> 
 ///
 /// # Errors
 /// When a chunk is not what [`encode`] writes.
-pub fn decode(chunks: &[Bytes]) -> Result<ShardState, frame::FrameError> {
+pub fn decode(chunks: &[Bytes]) -> Result<(ShardState, Vec<(u32, u64)>), frame::FrameError> {
     let mut state = ShardState::default();
+    let mut epochs = Vec::new();
     for chunk in chunks {
-        match frame::decode::<Piece, MEMORY_MAX>(FORM, chunk)? {
+        // Every version's pieces are among those of the newest.
+        let frame = frame::open(FORM, chunk)?;
+        match frame::payload::<Piece, MEMORY_MAX>(frame.payload)? {
             Piece::Head { ids, log_time, usage_position } => {
                 let entries = std::mem::take(&mut state.ids.entries);
                 let changed = std::mem::take(&mut state.ids.changed);
@@ -114,7 +120,8 @@ pub fn decode(chunks: &[Bytes]) -> Result<ShardState, frame::FrameError> {
             Piece::Entries(entries) => state.ids.entries.extend(entries),
             Piece::Changed(changed) => state.ids.changed.extend(changed),
             Piece::Dead(dead) => state.dead.extend(dead),
+            Piece::Epochs(kept) => epochs.extend(kept),
         }
     }
-    Ok(state)
+    Ok((state, epochs))
 }

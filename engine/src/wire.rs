@@ -87,6 +87,28 @@ pub fn figures(spend: &Spend) -> Figures {
     figures_of(spend.events, &spend.meters(), cost, other, spend.unpriced())
 }
 
+/// Where the changed rows of an org stand in an epoch's parts: the JSON object of its views.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrgPiece {
+    /// Number of the org.
+    pub org: u32,
+    /// The part.
+    pub part: usize,
+    /// Its bytes in the part.
+    pub views: std::ops::Range<usize>,
+}
+
+/// What an epoch's output is.
+#[derive(Debug)]
+pub struct Parts {
+    /// Bodies of the parts.
+    pub parts: Vec<Bytes>,
+    /// blake3 over them in order, hexadecimal.
+    pub hash: String,
+    /// Rows by org, an org's pieces one after the other.
+    pub orgs: Vec<OrgPiece>,
+}
+
 /// Writes the parts of an epoch.
 #[derive(Debug)]
 pub struct PartWriter {
@@ -99,6 +121,7 @@ pub struct PartWriter {
     /// The part being written; whether it holds anything yet.
     open: Vec<u8>,
     empty: bool,
+    orgs: Vec<OrgPiece>,
 }
 
 /// One changed row on its way out.
@@ -153,8 +176,8 @@ impl<'a> Changed<'a> {
 impl PartWriter {
     /// For one attempt at one epoch.
     pub fn new(epoch: u64, token: u64, attempt: u32) -> PartWriter {
-        let (parts, open) = (Vec::new(), Vec::new());
-        PartWriter { epoch, token, attempt, len_max: PART_LEN_MAX, parts, open, empty: true }
+        let (parts, open, orgs) = (Vec::new(), Vec::new(), Vec::new());
+        PartWriter { epoch, token, attempt, len_max: PART_LEN_MAX, parts, open, empty: true, orgs }
     }
 
     fn begin(&mut self, field: &str) {
@@ -280,12 +303,15 @@ impl PartWriter {
         out.extend_from_slice(b"{\"org\":\"");
         // Orgs are [A-Za-z0-9_-], so need no escapes.
         out.extend_from_slice(shared.names.org_name(org).as_bytes());
-        out.extend_from_slice(b"\",\"views\":{");
+        out.extend_from_slice(b"\",\"views\":");
+        let (part, begin) = (self.parts.len(), out.len());
+        out.push(b'{');
         let mut view = u32::MAX;
         for (at, row) in rows.iter().enumerate() {
             // At least one row, or the list to be closed would not be open.
             if at > 0 && out.len() > self.len_max {
                 out.extend_from_slice(b"]}}");
+                self.orgs.push(OrgPiece { org, part, views: begin..out.len() - 1 });
                 return &rows[at..];
             }
             if row.view == view {
@@ -323,6 +349,7 @@ impl PartWriter {
             out.push(b']');
         }
         out.extend_from_slice(b"]}}");
+        self.orgs.push(OrgPiece { org, part, views: begin..out.len() - 1 });
         &[]
     }
 
@@ -333,30 +360,36 @@ impl PartWriter {
         }
         self.begin("dead_letters");
         for (n, dead) in dead.into_iter().enumerate() {
-            if self.open.len() > self.len_max {
+            let letter = dead_letter(shard, self.epoch, n, dead);
+            let json = serde_json::to_vec(&letter).expect("texts and numbers are always JSON");
+            // A letter can be as long as many rows, so it is looked at before it goes in.
+            if !self.empty && self.open.len() + json.len() > self.len_max {
                 self.end();
                 self.begin("dead_letters");
             }
-            let letter = dead_letter(shard, self.epoch, n, dead);
             if !self.empty {
                 self.open.push(b',');
             }
             self.empty = false;
-            let json = serde_json::to_vec(&letter).expect("texts and numbers are always JSON");
             self.open.extend_from_slice(&json);
         }
         self.end();
     }
 
-    /// The parts, and their hash for the commit record.
-    pub fn finish(self) -> (Vec<Bytes>, String) {
-        let mut hasher = blake3::Hasher::new();
-        for part in &self.parts {
-            hasher.update(part);
-        }
-        let hash = hasher.finalize().to_hex().to_string();
-        (self.parts.into_iter().map(Bytes::from).collect(), hash)
+    /// The parts, their hash for the commit record, and where each org stands in them.
+    pub fn finish(self) -> Parts {
+        let hash = parts_hash(self.parts.iter().map(Vec::as_slice));
+        Parts { parts: self.parts.into_iter().map(Bytes::from).collect(), hash, orgs: self.orgs }
     }
+}
+
+/// Hash of an epoch's parts, as its commit record states it.
+pub fn parts_hash<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 fn dead_letter(shard: ShardId, epoch: u64, n: usize, dead: Dead) -> DeadLetter {
@@ -638,7 +671,11 @@ mod tests {
         let rows_at = |len_max: usize| {
             let mut writer = PartWriter { len_max, ..PartWriter::new(1, 1, 1) };
             writer.changes(&shard, &Withdrawn::default(), &mut Starts::default());
-            let (parts, _) = writer.finish();
+            let Parts { parts, orgs, .. } = writer.finish();
+            for piece in &orgs {
+                let views = &parts[piece.part][piece.views.clone()];
+                let _: BTreeMap<String, Vec<Row>> = serde_json::from_slice(views).unwrap();
+            }
             let mut rows = Vec::new();
             for (n, part) in parts.iter().enumerate() {
                 let part: Part = serde_json::from_slice(part).unwrap();

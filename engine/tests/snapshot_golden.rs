@@ -84,21 +84,25 @@ fn checkpoints_are_written_and_read_as_the_golden_file_has_them() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     for (name, state) in ["base", "delta"].into_iter().zip(states()) {
         let path = dir.join(format!("snapshot-v{}-{name}.hex", snapshot::FORMAT));
-        let chunks = snapshot::encode(state.clone()).unwrap();
+        let epochs = vec![(0, 3), (2, 7)];
+        let chunks = snapshot::encode(state.clone(), epochs.clone()).unwrap();
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::create_dir_all(&dir).unwrap();
             std::fs::write(&path, hex(&chunks)).unwrap();
         }
         let golden = std::fs::read_to_string(&path).unwrap();
         assert_eq!(hex(&chunks), golden, "{name}: the format changed");
-        assert_eq!(snapshot::decode(&unhex(&golden)).unwrap(), state, "{name}");
+        assert_eq!(snapshot::decode(&unhex(&golden)).unwrap(), (state.clone(), epochs), "{name}");
+        // The first format had no epochs. What it wrote is read for ever.
+        let first = std::fs::read_to_string(dir.join(format!("snapshot-v1-{name}.hex"))).unwrap();
+        assert_eq!(snapshot::decode(&unhex(&first)).unwrap(), (state, Vec::new()), "{name}");
     }
 }
 
 #[test]
 fn a_changed_byte_is_noticed() {
     let [base, _] = states();
-    let chunks = snapshot::encode(base).unwrap();
+    let chunks = snapshot::encode(base, vec![(1, 1)]).unwrap();
     let mut rng = Rng::new(5);
     for _ in 0..500 {
         let mut chunks = chunks.clone();

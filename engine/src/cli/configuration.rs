@@ -53,7 +53,9 @@ pub(super) fn configuration(
             Ok(Exit::Done)
         }
         ConfigCommand::Print(args) => {
-            let loaded = settings(&args.config, environment, None)?;
+            let mut loaded = settings(&args.config, environment, None)?;
+            // It may hold a password.
+            loaded.raw.nats.url = meterr_connectors::nats::connection::shown(&loaded.raw.nats.url);
             if args.json {
                 console.json(&serde_json::to_value(&loaded.raw)?)?;
             } else {

@@ -217,6 +217,9 @@ fn settings(
         };
         flags.push(("--data-dir", "node.data_dir", Value::String(dir.to_owned())));
     }
+    if let Some(url) = &args.nats {
+        flags.push(("--nats", "nats.url", Value::String(url.clone())));
+    }
     let environment = environment.to_vec();
     Ok(config::load(&Sources { file: args.config.clone(), environment, flags })?)
 }

@@ -30,5 +30,6 @@ pub fn only_shard(
         checkpointing: Checkpointing { interval: never, updates_max: usize::MAX, base_ratio: 0.5 },
         time_jump_max: i64::MAX,
         progress: watch::channel(Progress::default()).0,
+        announcer: None,
     }
 }

@@ -141,6 +141,9 @@ pub struct ConfigArgs {
     /// Directory of logs and checkpoints (node.data_dir)
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// NATS servers whose JetStream keeps the logs (nats.url), instead of files
+    #[arg(long, value_name = "URL")]
+    pub nats: Option<String>,
 }
 
 /// `demo`
