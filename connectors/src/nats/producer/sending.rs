@@ -227,6 +227,7 @@ impl Shared {
             if there || self.client.connection_state() == State::Connected {
                 return Ok(());
             }
+            *self.trouble.lock() = Some(Failure::Away.to_string());
             tokio::select! {
                 () = self.expired(until) => return Err(Failure::Away),
                 changed = heard.changed() => if changed.is_err() {
