@@ -252,7 +252,7 @@ async fn a_subscriber(mut command: Command) {
     let mut fake = Fake::on(&server).await;
     command.args(["--nats", &server.url(), "--org", "acme", "--until-events", "9"]);
     let mut child = Killed(spawn(command));
-    let mut printed = Printed::by(&mut child.0);
+    let printed = Printed::by(&mut child.0);
 
     let question = fake.question(None).await;
     fake.refuse(&question).await;
@@ -317,15 +317,19 @@ impl Printed {
         Printed(receiver)
     }
 
-    fn expect(&mut self, kind: &str, epoch: u64, events: i64) {
+    fn next(&self) -> Value {
         let line = self.0.recv_timeout(PATIENCE).expect("a line in time");
-        let found: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"))
+    }
+
+    fn expect(&self, kind: &str, epoch: u64, events: i64) {
+        let found = self.next();
         let cost = format!("{events}.5");
         let expected = json!({"kind": kind, "epoch": epoch, "events": events, "cost": cost});
         assert_eq!(found, expected);
     }
 
-    fn end(&mut self) -> bool {
+    fn end(&self) -> bool {
         self.0.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Disconnected)
     }
 }
@@ -348,4 +352,54 @@ async fn subscriber_in_python() {
 #[tokio::test(flavor = "multi_thread")]
 async fn subscriber_in_typescript() {
     a_subscriber(typescript("subscriber")).await;
+}
+
+/// A subscriber of a real engine sees what the engine counts, through a restart of the engine.
+fn a_subscriber_of_an_engine(mut command: Command) {
+    let server = NatsServer::start(NatsOptions::new());
+    let dir = tempfile::tempdir().unwrap();
+    let launch = Launch::on(&dir.path().join("data"))
+        .set("NODE__SHARDS", &SHARDS.to_string())
+        .set("NATS__URL", &server.url());
+    let engine = launch.start();
+    command.args(["--nats", &server.url(), "--org", "acme", "--until-events", "30"]);
+    let mut child = Killed(spawn(command));
+    let printed = Printed::by(&mut child.0);
+    let first = printed.next();
+    assert_eq!((&first["kind"], &first["events"]), (&"snapshot".into(), &0.into()), "{first}");
+    let mut seen = 0;
+    let mut epoch = 0;
+    let mut follow = |until: i64| {
+        while seen < until {
+            let line = printed.next();
+            let (now, at) = (line["events"].as_i64().unwrap(), line["epoch"].as_u64().unwrap());
+            assert!(at > epoch && now > seen, "each commit once and in order: {line}");
+            // A million tokens of gpt-4o-mini cost 0.15 USD.
+            let cost = support::money::pico(line["cost"].as_str().unwrap());
+            assert_eq!(cost, i128::from(now) * support::money::pico("0.15"), "{line}");
+            (seen, epoch) = (now, at);
+        }
+        assert_eq!(seen, until);
+    };
+    for n in 0..10 {
+        engine.publish(&line(ORGS.len() * n));
+        follow(n as i64 + 1);
+    }
+    engine.kill();
+    let engine = launch.start();
+    for n in 10..30 {
+        engine.publish(&line(ORGS.len() * n));
+        follow(n as i64 + 1);
+    }
+    assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn subscriber_in_python_of_an_engine() {
+    a_subscriber_of_an_engine(python("subscriber"));
+}
+
+#[test]
+fn subscriber_in_typescript_of_an_engine() {
+    a_subscriber_of_an_engine(typescript("subscriber"));
 }
