@@ -3,3 +3,4 @@
 #[path = "../../../../tests/support/nats.rs"]
 pub(super) mod server;
 mod service;
+mod wire;
