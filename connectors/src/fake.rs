@@ -243,7 +243,7 @@ impl Api for Fake {
             truncated: false,
             replayed: None,
         };
-        let letters = (0..5).take(query.limit).map(letter).collect();
+        let letters = (0..5_u32).take(query.limit).map(letter).collect();
         self.answer(format!("{query:?}"), None, letters)
     }
 

@@ -136,6 +136,10 @@ fn golden_records_become_golden_output() {
     let [first, of_adatum, change] = heard.as_slice() else { panic!("three changes: {heard:?}") };
     assert_eq!((&*first.0, &*of_adatum.0, &*change.0), ("acme", "adatum", "acme"));
     wire::check("live/change.json", &change.1);
+    // The answer to who took nothing yet of what both commits changed.
+    let missed = announce::answer(vec![first.1.clone(), change.1.clone()]);
+    wire::check("live/change_more.json", &missed[0]);
+    assert_eq!(missed[1], change.1);
     wire::check("live/snapshot.json", &snapshot[0]);
     wire::check("live/current.json", &current);
 }

@@ -8,11 +8,13 @@
 //! | [`log`] | a stream as [`Log`](crate::log::Log); `tail` follows it, `record` translates |
 //! | [`announce`] | live changes after each commit |
 //! | [`service`] | questions, answered as a micro-service; [`endpoints`] is their table |
+//! | [`asyncapi`] | the document that describes all subjects |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
 //!
 //! Types of the client library stay in here.
 
 pub mod announce;
+pub mod asyncapi;
 pub mod connection;
 pub mod endpoints;
 pub mod log;
