@@ -10,6 +10,9 @@ pub mod http;
 pub mod ingest;
 pub mod latency;
 pub mod measure;
+pub mod nats;
+#[path = "../../tests/support/nats.rs"]
+pub mod nats_server;
 pub mod operators;
 pub mod server;
 pub mod spend1;
