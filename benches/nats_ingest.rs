@@ -115,7 +115,6 @@ fn drain(stage: &Stage, messages: &[Batch]) -> Result<Figures> {
 fn live(stage: &Stage, messages: &[Batch]) -> Result<Figures> {
     let events: usize = messages.iter().map(|message| message.events).sum();
     let server = stage.serve()?;
-    let mut client = Client::connect(server.address)?;
     let own = std::process::id();
     let cpu = || {
         let of = |pid| process_cpu(pid);
@@ -125,7 +124,7 @@ fn live(stage: &Stage, messages: &[Batch]) -> Result<Figures> {
     let started = Instant::now();
     let positions = stage.publish(messages, WINDOW)?;
     let published = started.elapsed().as_secs_f64();
-    server.wait_for(&mut client, &positions)?;
+    server.wait_for(&mut Client::connect(server.address)?, &positions)?;
     let wall = started.elapsed().as_secs_f64();
     let after = cpu()?;
     server.stop()?;

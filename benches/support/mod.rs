@@ -11,6 +11,7 @@ pub mod ingest;
 pub mod latency;
 pub mod measure;
 pub mod nats;
+pub mod nats_latency;
 #[path = "../../tests/support/nats.rs"]
 pub mod nats_server;
 pub mod operators;
