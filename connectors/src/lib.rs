@@ -11,10 +11,13 @@ pub mod checkpoint_record;
 mod checkpoint_testing;
 pub mod codec;
 pub mod embedded;
+#[cfg(test)]
+mod fake;
 pub mod frame;
 pub mod http;
 pub mod log;
 pub mod memory;
 pub mod nats;
 pub mod price_import;
+pub mod requests;
 pub mod sled;

@@ -80,6 +80,10 @@ async fn run(
         data.specs(settings, accept_time_jump).into_iter().unzip();
     let metrics = Metrics::new(settings.metrics.enabled);
     let control = std::mem::take(&mut data.control);
+    if let Some(nats) = data.nats() {
+        let connections = nats.connections().clone();
+        metrics.watch_nats(move || connections.figures());
+    }
     let (trigger, mut stopping) = shutdown::channel();
     let shared = Arc::new(NodeShared {
         logs: data.logs.clone(),

@@ -54,6 +54,25 @@ impl Counters {
     }
 }
 
+/// What a connection to NATS counted so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Figures {
+    /// Whether it stands.
+    pub connected: bool,
+    /// Connections made after the first.
+    pub reconnects: u64,
+    /// Appends and commits sent again.
+    pub retries: u64,
+    /// Commits found to stand without an acknowledgement.
+    pub landed: u64,
+    /// Commits refused since another node had committed.
+    pub refused: u64,
+    /// Reads answered by a replica that was behind.
+    pub stale_reads: u64,
+    /// Consumers made anew.
+    pub consumers: u64,
+}
+
 /// Connections and runtime that the logs of a node share.
 #[derive(Clone)]
 pub struct Connections {
@@ -68,6 +87,26 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// What was counted so far.
+    pub fn figures(&self) -> Figures {
+        let clients = [&self.input, &self.output];
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let connects = |client: &&Client| {
+            client.statistics().connects.load(Ordering::Relaxed).saturating_sub(1)
+        };
+        Figures {
+            connected: clients
+                .iter()
+                .all(|c| c.connection_state() == async_nats::connection::State::Connected),
+            reconnects: clients.iter().map(connects).sum(),
+            retries: count(&self.counters.retries),
+            landed: count(&self.counters.landed),
+            refused: count(&self.counters.conflicts),
+            stale_reads: count(&self.counters.stale_reads),
+            consumers: count(&self.counters.consumers),
+        }
+    }
+
     pub(super) fn input(&self) -> jetstream::Context {
         context(self.input.clone())
     }
@@ -263,7 +302,7 @@ fn identity_of(info: &Info) -> String {
 }
 
 /// Random enough to be unlike that of any other process.
-fn nonce() -> String {
+pub(super) fn nonce() -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&std::process::id().to_le_bytes());
     hasher.update(&system_clock()().0.to_le_bytes());

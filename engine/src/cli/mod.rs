@@ -9,6 +9,8 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use meterr_connectors::nats::connection::ConnectError;
+use meterr_connectors::nats::producer::NotSent;
 use toml::Value;
 
 use crate::config::{self, ConfigError, Loaded, Sources};
@@ -240,6 +242,16 @@ fn log(loaded: &Loaded, level: &str) -> anyhow::Result<()> {
 fn exit_of(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() || error.is::<ConfigError>() {
         return Exit::Usage;
+    }
+    match error.downcast_ref::<ConnectError>() {
+        Some(ConnectError::Address { .. } | ConnectError::Credentials { .. }) => {
+            return Exit::Usage;
+        }
+        Some(ConnectError::Refused { .. }) => return Exit::Unreachable,
+        Some(ConnectError::Old { .. }) | None => {}
+    }
+    if error.downcast_ref::<NotSent>().is_some_and(NotSent::silent) {
+        return Exit::Unreachable;
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. } | ClientError::Silent { .. }) => Exit::Unreachable,

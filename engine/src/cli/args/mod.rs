@@ -13,9 +13,11 @@ use meterr_operators::time::Time;
 
 use crate::quantity::parse_duration;
 
+mod nats;
 mod prices;
 mod values;
 
+pub use nats::NatsArgs;
 pub use prices::{
     PricesCommand, PricesImportArgs, PricesListArgs, PricesPreviewArgs, PricesSetArgs,
 };
@@ -199,7 +201,12 @@ Examples:
   meterr publish events.ndjson
   zcat old.ndjson.gz | meterr publish - --backfill
   tail -F usage.log | meterr publish -
-  meterr publish events.ndjson --rejected-to fix-me.ndjson --json")]
+  meterr publish events.ndjson --rejected-to fix-me.ndjson --json
+  meterr publish events.ndjson --nats nats://127.0.0.1:4222
+
+With --nats, events go to the usage streams of JetStream in messages of one shard each, and the last \
+position stands for a server that reads them: nothing has counted them yet. Ctrl-C finishes what is \
+under way and says what was not sent.")]
 pub struct PublishArgs {
     /// File with one event a line, or - for stdin
     #[arg(value_name = "FILE|-")]
@@ -207,18 +214,23 @@ pub struct PublishArgs {
     /// Take usage older than the horizon too; copies of it are recognised only from now on
     #[arg(long)]
     pub backfill: bool,
-    /// Most events in one request, at most 1000 so that the server lists every rejected line
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
-    pub batch_lines: u32,
-    /// Requests under way at once
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64), value_name = "N")]
-    pub in_flight: u8,
-    /// Attempts per request before giving up, when the server is busy or away
+    /// Most events in one request (1000 when not given) or NATS message (100), at most 1000 so that
+    /// the server lists every rejected line
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
+    pub batch_lines: Option<u32>,
+    /// Requests under way at once (4 when not given, at most 64) or NATS messages (256)
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4_096), value_name = "N")]
+    pub in_flight: Option<u16>,
+    /// Attempts per request before giving up, when the server is busy or away; with --nats, --timeout
+    /// says how long each message is tried
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     pub attempts: u32,
     /// Write rejected lines there, to be mended and published again
     #[arg(long, value_name = "FILE")]
     pub rejected_to: Option<PathBuf>,
+    /// Where the NATS server is, if events go there.
+    #[command(flatten)]
+    pub nats: NatsArgs,
     /// Where the server is.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -297,7 +309,8 @@ totals. Goes on after interruptions where it stopped.
 Examples:
   meterr watch acme
   meterr watch acme --events 1              # one snapshot, then stop
-  meterr watch acme --json                  # one JSON object an event, as the HTTP API sends it")]
+  meterr watch acme --json                  # one JSON object an event, as the HTTP API sends it
+  meterr watch acme --nats nats://127.0.0.1:4222")]
 pub struct WatchArgs {
     /// The org
     #[arg(value_parser = org)]
@@ -308,6 +321,9 @@ pub struct WatchArgs {
     /// Where the server is.
     #[command(flatten)]
     pub client: ClientArgs,
+    /// Where the NATS server is, instead of HTTP.
+    #[command(flatten)]
+    pub nats: NatsArgs,
 }
 
 /// What the rows of a top list are.
@@ -788,7 +804,7 @@ mod tests {
             ("dead-letters list --reason late", "must be one of malformed, missing_field"),
             ("prices set p m --withdraw --input 1", "cannot be used with"),
             ("demo --speed -1", "unexpected argument"),
-            ("serve --nats x", "unexpected argument '--nats'"),
+            ("serve --nat x", "unexpected argument '--nat'"),
         ] {
             let error = parse(line).map(drop).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
