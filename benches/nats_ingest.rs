@@ -24,15 +24,13 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use support::http::Client;
 use support::ingest::check_views;
-use support::measure::{asked_for, median, memory, option, process_cpu, record};
-use support::nats::{Batch, MESSAGE_EVENTS, SHARDS, Stage, Sync, batches};
+use support::measure::{asked_for, median, memory, option, process_cpu, record, threads};
+use support::nats::{Batch, MESSAGE_EVENTS, SHARDS, Stage, Sync, WINDOW, batches};
+use support::server::Server;
 use support::spend1::{self, Views};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Messages not yet acknowledged.
-const WINDOW: usize = 256;
 
 fn main() -> ExitCode {
     if !asked_for() {
@@ -72,7 +70,14 @@ fn run() -> Result<()> {
                 println!("{case}, {}, round {round}: every row OK", sync.name());
                 for (metric, value, unit) in figures {
                     println!("  {metric:24} {value:>12.3} {unit}");
-                    record("nats_ingest", &format!("{case} {}", sync.name()), round, metric, value, unit);
+                    record(
+                        "nats_ingest",
+                        &format!("{case} {}", sync.name()),
+                        round,
+                        metric,
+                        value,
+                        unit,
+                    );
                     if metric == "rate" {
                         rates.push(value);
                     }
@@ -97,11 +102,12 @@ fn drain(stage: &Stage, messages: &[Batch]) -> Result<Figures> {
     // From its start: all of it went into this.
     let engine = process_cpu(server.pid())?;
     let nats = process_cpu(stage.nats.pid())? - nats_cpu;
+    let by_thread = by_thread(&server, engine, events as f64)?;
     let memory = memory(server.pid(), "VmHWM")?;
     let ready = server.ready.as_secs_f64();
     server.stop()?;
     let events = events as f64;
-    Ok(vec![
+    let mut figures = vec![
         ("rate", events / wall, "events/s"),
         ("wall", wall, "s"),
         ("ready", ready, "s"),
@@ -109,6 +115,22 @@ fn drain(stage: &Stage, messages: &[Batch]) -> Result<Figures> {
         ("nats_cpu", nats * 1e6 / events, "us/event"),
         ("engine_memory_peak", memory as f64 / events, "bytes/event"),
         ("published_before", events / published, "events/s"),
+    ];
+    figures.extend(by_thread);
+    Ok(figures)
+}
+
+/// Which threads of the engine used its CPU seconds, and how long the dataflows waited for a core.
+fn by_thread(server: &Server, cpu: f64, events: f64) -> Result<Figures> {
+    let of = |name| threads(server.pid(), name);
+    let (dataflows, nats) = (of("meterr-worker")?, of("meterr-nats")?);
+    let rest = cpu - dataflows.cpu - nats.cpu;
+    let each = |seconds: f64| seconds * 1e6 / events;
+    Ok(vec![
+        ("cpu_dataflows", each(dataflows.cpu), "us/event"),
+        ("cpu_nats_client", each(nats.cpu), "us/event"),
+        ("cpu_checkpoints_rest", each(rest), "us/event"),
+        ("dataflows_without_core", dataflows.waited, "s"),
     ])
 }
 
@@ -127,15 +149,18 @@ fn live(stage: &Stage, messages: &[Batch]) -> Result<Figures> {
     server.wait_for(&mut Client::connect(server.address)?, &positions)?;
     let wall = started.elapsed().as_secs_f64();
     let after = cpu()?;
-    server.stop()?;
     let events = events as f64;
+    let by_thread = by_thread(&server, after[0], events)?;
+    server.stop()?;
     let cost = |n: usize| (after[n] - before[n]) * 1e6 / events;
-    Ok(vec![
+    let mut figures = vec![
         ("rate", events / wall, "events/s"),
         ("wall", wall, "s"),
         ("rate_published", events / published, "events/s"),
         ("engine_cpu", cost(0), "us/event"),
         ("nats_cpu", cost(1), "us/event"),
         ("publisher_cpu", cost(2), "us/event"),
-    ])
+    ];
+    figures.extend(by_thread);
+    Ok(figures)
 }

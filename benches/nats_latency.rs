@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use support::floor::{Done, Floor};
 use support::http::Client;
 use support::ingest::check_views;
-use support::measure::{asked_for, option, percentile, process_cpu, record};
+use support::measure::{asked_for, option, process_cpu, record, show_ms, title_ms};
 use support::nats::{MESSAGE_EVENTS, SHARDS, Stage, Sync, batches};
 use support::nats_latency::{idle, offered};
 use support::spend1;
@@ -50,45 +50,42 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
+    let rounds: usize = option("--rounds").map_or(Ok(3), |n| n.parse())?;
     let events: usize = option("--events").map_or(Ok(2_000), |n| n.parse())?;
     let rate: f64 = option("--rate").map_or(Ok(50_000.0), |n| n.parse())?;
     let seconds: f64 = option("--seconds").map_or(Ok(10.0), |n| n.parse())?;
     let wanted = |name: &str, option: Option<String>| option.is_none_or(|o| name.ends_with(&o));
-    println!("{:32} {:>9} {:>9} {:>9} {:>9}", "ms", "p50", "p90", "p99", "max");
+    title_ms();
     for sync in Sync::BOTH.into_iter().filter(|sync| wanted(sync.name(), option("--sync"))) {
         let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let stage = || Stage::new(Path::new(env!("CARGO_BIN_EXE_meterr")), parent, sync);
-        if wanted("idle", option("--case")) {
-            one_at_a_time(&stage()?, sync, events)?;
-        }
-        if wanted("offered", option("--case")) {
-            at_a_rate(&stage()?, sync, rate, seconds)?;
+        for round in 1..=rounds {
+            if wanted("idle", option("--case")) {
+                one_at_a_time(&stage()?, sync, round, events)?;
+            }
+            if wanted("offered", option("--case")) {
+                at_a_rate(&stage()?, sync, round, rate, seconds)?;
+            }
         }
     }
     Ok(())
 }
 
-fn show(case: &str, sync: Sync, all: &[f64]) {
-    let case = format!("{case}, {}", sync.name());
-    let at = [50.0, 90.0, 99.0, 100.0].map(|percent| percentile(all, percent));
-    println!("{case:32} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", at[0], at[1], at[2], at[3]);
-    let case = case.replace(',', "");
-    for (name, value) in ["p50", "p90", "p99", "max"].into_iter().zip(at) {
-        record("nats_latency", &case, 1, name, value, "ms");
-    }
-}
-
-fn one_at_a_time(stage: &Stage, sync: Sync, events: usize) -> Result<()> {
+fn one_at_a_time(stage: &Stage, sync: Sync, round: usize, events: usize) -> Result<()> {
     let server = stage.serve()?;
     let latencies = idle(stage, events)?;
     server.stop()?;
-    show("idle", sync, &latencies.view);
-    show("idle ack", sync, &latencies.acknowledged);
-    show("idle fsync", sync, &latencies.fsync);
+    for (case, all) in [
+        ("idle", &latencies.view),
+        ("idle ack", &latencies.acknowledged),
+        ("idle fsync", &latencies.fsync),
+    ] {
+        show_ms("nats_latency", &format!("{case}, {}", sync.name()), round, all);
+    }
     Ok(())
 }
 
-fn at_a_rate(stage: &Stage, sync: Sync, rate: f64, seconds: f64) -> Result<()> {
+fn at_a_rate(stage: &Stage, sync: Sync, round: usize, rate: f64, seconds: f64) -> Result<()> {
     let text = std::fs::read(spend1::path()?)?;
     let text = spend1::first_lines(&text, (rate * seconds) as usize);
     let messages = batches(text, SHARDS, MESSAGE_EVENTS)?;
@@ -108,20 +105,20 @@ fn at_a_rate(stage: &Stage, sync: Sync, rate: f64, seconds: f64) -> Result<()> {
     server.wait_for(&mut Client::connect(server.address)?, &offered.positions)?;
     check_views(&server, &expected).context("the views")?;
     server.stop()?;
-    let case = format!("{:.0} K/s", rate / 1e3);
-    show(&case, sync, &offered.view);
-    show(&format!("{case} late"), sync, &offered.late);
+    let case = format!("{:.0} K/s, {}", rate / 1e3, sync.name());
+    show_ms("nats_latency", &case, round, &offered.view);
+    show_ms("nats_latency", &format!("late, {case}"), round, &offered.late);
     let events = spend1::lines(text) as f64;
-    let cost = |n: usize| (after[n] - before[n]) * 1e6 / events;
-    println!(
-        "{case}, {}: {} events followed in {} changes; us CPU an event: engine {:.1}, nats {:.1}, \
-         publisher and subscribers {:.1}; every row OK",
-        sync.name(),
-        offered.view.len(),
-        offered.changes,
-        cost(0),
-        cost(1),
-        cost(2)
-    );
+    let case = case.replace(',', "");
+    for (metric, value, unit) in [
+        ("engine_cpu", (after[0] - before[0]) * 1e6 / events, "us/event"),
+        ("nats_cpu", (after[1] - before[1]) * 1e6 / events, "us/event"),
+        ("clients_cpu", (after[2] - before[2]) * 1e6 / events, "us/event"),
+        ("followed", offered.view.len() as f64, "events"),
+        ("changes", offered.changes as f64, "messages"),
+    ] {
+        println!("  {metric:24} {value:>12.3} {unit}");
+        record("nats_latency", &case, round, metric, value, unit);
+    }
     Ok(())
 }

@@ -139,30 +139,14 @@ fn check_view(server: &Server, expected: &Rows, window: &str, by: Option<&str>) 
     let mut orgs: Vec<&str> = expected.keys().filter_map(|key| key.split('|').next()).collect();
     orgs.sort_unstable();
     orgs.dedup();
-    // `2026-01` or `2026-01-31`.
-    let digits = if window == "month" { 7 } else { 10 };
     let mut seen = 0;
     for org in orgs {
-        let path = format!(
-            "/v1/orgs/{org}/spend?window={window}&by={}&limit=1000",
-            by.unwrap_or("none")
-        );
+        let path =
+            format!("/v1/orgs/{org}/spend?window={window}&by={}&limit=1000", by.unwrap_or("none"));
         let mut cursor = String::new();
         loop {
             let answer = client.json("GET", &format!("{path}{cursor}"), b"")?;
-            for row in answer["rows"].as_array().context("an answer has rows")? {
-                let start = row["window_start"].as_str().and_then(|start| start.get(..digits));
-                let start = start.context("a row has its window")?;
-                let key = match row["key"].as_str() {
-                    Some(key) => format!("{org}|{key}|{start}"),
-                    None => format!("{org}|{start}"),
-                };
-                let wanted = expected.get(&key).with_context(|| format!("{key} should not be"))?;
-                if !same(row, wanted) {
-                    bail!("{key} is {row}, but should be {wanted:?}");
-                }
-                seen += 1;
-            }
+            seen += compare(org, window, &answer, expected)?;
             match answer["next_cursor"].as_str() {
                 Some(next) => cursor = format!("&cursor={next}"),
                 None => break,
@@ -173,6 +157,34 @@ fn check_view(server: &Server, expected: &Rows, window: &str, by: Option<&str>) 
         bail!("{seen} rows instead of {}", expected.len());
     }
     Ok(())
+}
+
+/// Compares the rows of an answer about an org with what they must be; returns how many there are.
+///
+/// # Errors
+/// Names the first row that differs.
+pub fn compare(
+    org: &str,
+    window: &str,
+    answer: &serde_json::Value,
+    expected: &Rows,
+) -> Result<usize> {
+    // `2026-01` or `2026-01-31`.
+    let digits = if window == "month" { 7 } else { 10 };
+    let rows = answer["rows"].as_array().context("an answer has rows")?;
+    for row in rows {
+        let start = row["window_start"].as_str().and_then(|start| start.get(..digits));
+        let start = start.context("a row has its window")?;
+        let key = match row["key"].as_str() {
+            Some(key) => format!("{org}|{key}|{start}"),
+            None => format!("{org}|{start}"),
+        };
+        let wanted = expected.get(&key).with_context(|| format!("{key} should not be"))?;
+        if !same(row, wanted) {
+            bail!("{key} is {row}, but should be {wanted:?}");
+        }
+    }
+    Ok(rows.len())
 }
 
 fn same(row: &serde_json::Value, wanted: &Figures) -> bool {

@@ -12,6 +12,7 @@ pub mod latency;
 pub mod measure;
 pub mod nats;
 pub mod nats_latency;
+pub mod nats_queries;
 #[path = "../../tests/support/nats.rs"]
 pub mod nats_server;
 pub mod operators;

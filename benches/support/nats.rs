@@ -19,6 +19,8 @@ use super::server::Server;
 pub const SHARDS: u16 = 16;
 /// Events of a message. More cost hardly less, fewer much more.
 pub const MESSAGE_EVENTS: usize = 100;
+/// Messages a publisher has under way without an acknowledgement.
+pub const WINDOW: usize = 256;
 
 /// When the NATS server syncs what it acknowledges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +171,8 @@ async fn publish(client: Client, messages: &[Batch], window: usize) -> Result<Po
             positions.raise(shard, ack.await?.sequence);
         }
         let publish = PublishMessage::build().payload(message.lines.clone());
-        under_way.push_back((message.shard, context.send_publish(message.subject(), publish).await?));
+        under_way
+            .push_back((message.shard, context.send_publish(message.subject(), publish).await?));
     }
     for (shard, ack) in under_way {
         positions.raise(shard, ack.await?.sequence);

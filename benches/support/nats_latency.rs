@@ -18,6 +18,7 @@ use futures::StreamExt;
 use meterr_connectors::changes::LiveMessage;
 use meterr_operators::ids::{Positions, ShardId};
 use serde::Deserialize;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::latency::{Latencies, ORG, Probe, event};
@@ -127,9 +128,13 @@ fn due(events: usize, rate: f64) -> Duration {
     Duration::from_secs_f64(events as f64 / rate)
 }
 
-/// Hands each message over when it is due. Acknowledgements are taken later: what comes back waits.
-fn on_schedule(
-    handle: &tokio::runtime::Handle,
+/// Hands each message over when it is due, and says how late it left. Acknowledgements are taken
+/// later: what comes back waits.
+///
+/// # Errors
+/// When the connection is gone.
+pub fn on_schedule(
+    handle: &Handle,
     client: Client,
     messages: &[Batch],
     begin: Instant,
