@@ -42,7 +42,7 @@ const WINDOW: u16 = 256;
 const MESSAGE_LEN_MAX: usize = 900_000;
 /// Room for subject and headers within what the server takes.
 const HEADERS_LEN: usize = 1_024;
-/// A group is sent at this age, however small, so that a slow pipe is not held up.
+/// A group from a pipe is sent at this age, however small, so that a slow one is not held up.
 const AGE_MAX: Duration = Duration::from_millis(5);
 /// After Ctrl-C, time for what is under way.
 const FINISH: Duration = Duration::from_secs(10);
@@ -83,6 +83,7 @@ pub fn publish(
             MESSAGE_LEN_MAX.min(producer.message_bytes_max().saturating_sub(HEADERS_LEN));
         let groups = Groups::new(shards, args.batch_lines.unwrap_or(LINES).into(), bytes_max);
         Pump {
+            pipe: len.is_none(),
             whose: if args.backfill { "@backfill" } else { "@batch" },
             shards,
             groups,
@@ -129,6 +130,8 @@ enum Ended {
 
 /// Moves lines into groups, groups to the producer, and outcomes into the books.
 struct Pump {
+    /// Whether lines may come slowly.
+    pipe: bool,
     whose: &'static str,
     shards: u16,
     groups: Groups,
@@ -187,7 +190,8 @@ impl Pump {
                 },
             };
             let now = tokio::time::Instant::now();
-            due = if self.groups.empty() { None } else { due.or(Some(now + AGE_MAX)) };
+            due =
+                if self.groups.empty() || !self.pipe { None } else { due.or(Some(now + AGE_MAX)) };
             for group in complete {
                 unsent += self.send(group, totals, err).await?;
             }
@@ -217,6 +221,7 @@ impl Pump {
             }
         }
         totals.unsent = Some(unsent);
+        totals.retries = self.producer.counts().retried;
         Ok(self.ending.unwrap_or(Ended::Through))
     }
 

@@ -35,6 +35,8 @@ pub struct Totals {
     pub position: Positions,
     /// Lines read that are not known to be durable, where that is known.
     pub unsent: Option<u64>,
+    /// Messages sent again, where that is known.
+    pub retries: u64,
     rejected_to: Option<BufWriter<File>>,
     pub bar: ProgressBar,
 }
@@ -55,6 +57,7 @@ impl Totals {
             rejected_total: 0,
             position: Positions::default(),
             unsent: None,
+            retries: 0,
             rejected_to,
             bar: bar(console.progress, len),
         })
@@ -131,6 +134,7 @@ fn report(
         });
         if let Some(unsent) = totals.unsent {
             books["unsent"] = unsent.into();
+            books["retries"] = totals.retries.into();
         }
         console.json(&books)?;
         return Ok(());
