@@ -23,8 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What was measured.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// Milliseconds from the moment a question was to be asked until its answer.
+    /// Milliseconds from the moment a question was to be asked until its answer; infinite when it was
+    /// refused since too many were under way.
     pub answer: Vec<f64>,
+    /// How many were refused.
+    pub refused: usize,
     /// Milliseconds by which questions were late to leave.
     pub late: Vec<f64>,
     /// Bytes of all answers.
@@ -37,7 +40,7 @@ pub struct Asked {
 /// are published at `beside` events a second; questions end with them.
 ///
 /// # Errors
-/// When a message is not taken, or a question is refused or not answered.
+/// When a message is not taken, or a question is not answered, or refused but for too many others.
 pub fn offered(
     stage: &Stage,
     orgs: &[String],
@@ -120,9 +123,15 @@ async fn take_down(
         })?;
         let answer = answer.context("the connection ended")?;
         let at = Instant::now();
-        if answer.headers.is_some() || answer.status.is_some() {
-            let (status, said) = (answer.status, String::from_utf8_lossy(&answer.payload));
-            bail!("a question was refused: {status:?} {said}");
+        if let Some(headers) = &answer.headers {
+            let code = headers.get("Nats-Service-Error-Code").map(|code| code.as_str());
+            if code != Some("503") {
+                let said = String::from_utf8_lossy(&answer.payload);
+                bail!("a question was refused: {code:?} {said}");
+            }
+            asked.refused += 1;
+            asked.answer.push(f64::INFINITY);
+            continue;
         }
         let number = answer.subject.rsplit('.').next().and_then(|number| number.parse().ok());
         let number: u32 = number.context("an answer names its question")?;
