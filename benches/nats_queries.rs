@@ -9,7 +9,8 @@
 //! in its shard, if there is one. Both with a server that syncs every two minutes (`sync default`) and
 //! one that syncs each message before it acknowledges it (`sync always`). Afterwards the months of all
 //! orgs are asked for and compared by value; a difference fails the run. A question refused since too
-//! many are under way counts as one that takes for ever. NATS server, binary, asker and publisher share the machine: p99 and max are also that of others.
+//! many are under way counts as one that takes for ever. NATS server, binary, asker and publisher share
+//! the machine: p99 and max are also that of others.
 //!
 //! ```sh
 //! cargo bench --bench nats_queries
