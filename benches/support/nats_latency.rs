@@ -187,8 +187,8 @@ struct Waiting {
 
 struct Org {
     shard: ShardId,
-    /// Messages that hold events of it for the first time: number, how many, when due, position.
-    messages: Vec<(usize, usize, Option<(Instant, u64)>)>,
+    /// Messages that hold events of it for the first time.
+    messages: Vec<Part>,
     /// The next of them to be published, and to be shown.
     published: usize,
     shown: usize,
@@ -196,12 +196,21 @@ struct Org {
     epoch: u64,
 }
 
+/// The events of an org in a message.
+struct Part {
+    /// Number of the message.
+    message: usize,
+    events: usize,
+    /// When it was due, and its position.
+    published: Option<(Instant, u64)>,
+}
+
 impl Org {
     fn published(&mut self, message: usize, due: Instant, position: u64) {
         if let Some(next) = self.messages.get_mut(self.published)
-            && next.0 == message
+            && next.message == message
         {
-            next.2 = Some((due, position));
+            next.published = Some((due, position));
             self.published += 1;
         }
     }
@@ -236,9 +245,9 @@ impl Waiting {
                     shown: 0,
                     epoch: 0,
                 });
-                match org.messages.last_mut().filter(|(last, ..)| *last == number) {
-                    Some((_, events, _)) => *events += 1,
-                    None => org.messages.push((number, 1, None)),
+                match org.messages.last_mut().filter(|last| last.message == number) {
+                    Some(last) => last.events += 1,
+                    None => org.messages.push(Part { message: number, events: 1, published: None }),
                 }
             }
         }
@@ -263,11 +272,12 @@ impl Waiting {
         }
         org.epoch = head.epoch;
         let shown = head.as_of.of(org.shard).context("a change names its position")?;
-        while let Some((_, events, Some((due, position)))) = org.messages.get(org.shown)
-            && *position <= shown
+        while let Some(part) = org.messages.get(org.shown)
+            && let Some((due, position)) = part.published
+            && position <= shown
         {
-            let ms = at.saturating_duration_since(*due).as_secs_f64() * 1e3;
-            offered.view.extend(std::iter::repeat_n(ms, *events));
+            let ms = at.saturating_duration_since(due).as_secs_f64() * 1e3;
+            offered.view.extend(std::iter::repeat_n(ms, part.events));
             org.shown += 1;
         }
         Ok(())
