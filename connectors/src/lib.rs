@@ -10,11 +10,15 @@ pub mod checkpoint_record;
 #[cfg(test)]
 mod checkpoint_testing;
 pub mod codec;
+pub mod copy;
 pub mod embedded;
+#[cfg(test)]
+mod fake;
 pub mod frame;
 pub mod http;
 pub mod log;
 pub mod memory;
 pub mod nats;
 pub mod price_import;
+pub mod requests;
 pub mod sled;

@@ -7,13 +7,14 @@
 //! recorder is a value rather than the process-wide one, so that several nodes can live in one
 //! process. A disabled [`Metrics`] hands out handles that do nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ::metrics::{
     Counter, Gauge, Histogram, NoopRecorder, Recorder, Unit, counter, describe_counter,
     describe_gauge, describe_histogram, gauge, histogram, with_local_recorder,
 };
+use meterr_connectors::nats::log::Figures;
 use meterr_operators::event::{ALL_REASONS, Reason};
 use meterr_operators::ids::ShardId;
 use metrics_exporter_prometheus::{
@@ -54,6 +55,20 @@ pub const SHARD_STOPPED: &str = "meterr_shard_stopped";
 pub const SSE_SUBSCRIBERS: &str = "meterr_sse_subscribers";
 /// Live streams ended because the reader was too slow.
 pub const SSE_TOO_SLOW_TOTAL: &str = "meterr_sse_too_slow_total";
+/// 1 while connected to NATS.
+pub const NATS_CONNECTED: &str = "meterr_nats_connected";
+/// Connections to NATS made after the first.
+pub const NATS_RECONNECTS_TOTAL: &str = "meterr_nats_reconnects_total";
+/// Appends and commits sent again since their acknowledgement did not come.
+pub const NATS_RETRIES_TOTAL: &str = "meterr_nats_retries_total";
+/// Commits found to stand although their acknowledgement did not come.
+pub const NATS_COMMITS_LANDED_TOTAL: &str = "meterr_nats_commits_landed_total";
+/// Commits refused since another node had committed.
+pub const NATS_COMMITS_REFUSED_TOTAL: &str = "meterr_nats_commits_refused_total";
+/// Reads answered by a replica that was behind.
+pub const NATS_STALE_READS_TOTAL: &str = "meterr_nats_stale_reads_total";
+/// Consumers made anew after an error, silence or a reconnection.
+pub const NATS_CONSUMERS_RENEWED_TOTAL: &str = "meterr_nats_consumers_renewed_total";
 /// Resident memory of the process.
 pub const RESIDENT_MEMORY_BYTES: &str = "meterr_process_resident_memory_bytes";
 /// 1, labelled with the version.
@@ -88,6 +103,8 @@ pub struct Metrics {
     recorder: Option<Arc<PrometheusRecorder>>,
     handle: Option<PrometheusHandle>,
     node: NodeMetrics,
+    /// Reads what the connection to NATS counts, if there is one.
+    nats: Arc<OnceLock<NatsWatch>>,
 }
 
 /// What a node measures once.
@@ -122,7 +139,7 @@ impl Metrics {
     pub fn new(enabled: bool) -> Metrics {
         if !enabled {
             let node = with_local_recorder(&NoopRecorder, NodeMetrics::new);
-            return Metrics { recorder: None, handle: None, node };
+            return Metrics { recorder: None, handle: None, node, nats: Arc::default() };
         }
         let recorder = builder().expect("buckets are constants and not empty").build_recorder();
         let handle = recorder.handle();
@@ -131,7 +148,15 @@ impl Metrics {
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             NodeMetrics::new()
         });
-        Metrics { recorder: Some(Arc::new(recorder)), handle: Some(handle), node }
+        let (recorder, nats) = (Some(Arc::new(recorder)), Arc::default());
+        Metrics { recorder, handle: Some(handle), node, nats }
+    }
+
+    /// Shows from now on what a connection to NATS counts.
+    pub fn watch_nats(&self, read: impl Fn() -> Figures + Send + Sync + 'static) {
+        let metrics = with_local_recorder(self.recorder(), NatsMetrics::new);
+        // A node has one connection.
+        let _ = self.nats.set(NatsWatch { metrics, read: Box::new(read) });
     }
 
     /// Handles of a shard. Asking twice gives the same series.
@@ -149,6 +174,9 @@ impl Metrics {
         let Some(handle) = &self.handle else { return String::new() };
         if let Some(bytes) = resident_memory() {
             self.node.resident_memory.set(bytes as f64);
+        }
+        if let Some(watch) = self.nats.get() {
+            watch.metrics.show(&(watch.read)());
         }
         handle.render()
     }
@@ -176,6 +204,44 @@ impl Metrics {
         match &self.recorder {
             Some(recorder) => recorder.as_ref(),
             None => &NoopRecorder,
+        }
+    }
+}
+
+struct NatsWatch {
+    metrics: NatsMetrics,
+    read: Box<dyn Fn() -> Figures + Send + Sync>,
+}
+
+struct NatsMetrics {
+    connected: Gauge,
+    counters: [Counter; 6],
+}
+
+impl NatsMetrics {
+    fn new() -> NatsMetrics {
+        describe_gauge!(NATS_CONNECTED, "1 while connected to NATS");
+        let counted = [
+            (NATS_RECONNECTS_TOTAL, "connections to NATS made after the first"),
+            (NATS_RETRIES_TOTAL, "appends and commits sent again"),
+            (NATS_COMMITS_LANDED_TOTAL, "commits found to stand without an acknowledgement"),
+            (NATS_COMMITS_REFUSED_TOTAL, "commits refused since another node had committed"),
+            (NATS_STALE_READS_TOTAL, "reads answered by a replica that was behind"),
+            (NATS_CONSUMERS_RENEWED_TOTAL, "consumers made anew"),
+        ];
+        let counters = counted.map(|(name, what)| {
+            describe_counter!(name, Unit::Count, what);
+            counter!(name)
+        });
+        NatsMetrics { connected: gauge!(NATS_CONNECTED), counters }
+    }
+
+    fn show(&self, figures: &Figures) {
+        self.connected.set(f64::from(u8::from(figures.connected)));
+        let Figures { reconnects, retries, landed, refused, stale_reads, consumers, .. } = *figures;
+        let values = [reconnects, retries, landed, refused, stale_reads, consumers];
+        for (counter, value) in self.counters.iter().zip(values) {
+            counter.absolute(value);
         }
     }
 }

@@ -5,11 +5,14 @@
 
 use std::sync::Arc;
 
+use meterr_connectors::api::Api;
 use meterr_connectors::changes::Announcer;
+use meterr_connectors::log::Log;
 use meterr_connectors::nats::announce::SpendAnnouncer;
 use meterr_connectors::nats::connection::{connect, shown};
 use meterr_connectors::nats::log::{Connections, Counters, JetStreamLog};
 use meterr_connectors::nats::mapping::{self, Mapping};
+use meterr_connectors::nats::service::{ServiceHandle, ServiceSettings, serve_queries};
 use meterr_connectors::nats::streams::Wanted;
 use meterr_operators::ids::ShardId;
 use tokio::runtime::Runtime;
@@ -81,7 +84,17 @@ impl Nats {
     pub fn open(&self, wanted: &Wanted) -> Result<JetStreamLog, NodeError> {
         let identity = identity()?;
         let open = JetStreamLog::open(&self.connections, wanted, Some(&identity));
-        Ok(self.runtime.block_on(open)?)
+        let log = self.runtime.block_on(open)?;
+        if log.unfinished() {
+            return Err(NodeError::Refused(format!(
+                "stream {} has {} of the {} records it is to be copied: the copy was not finished; run \
+                 the same `meterr log copy` again, which goes on where it stopped",
+                wanted.stream,
+                log.head(),
+                log.copied_to()
+            )));
+        }
+        Ok(log)
     }
 
     /// Looks whether the server maps `usage.<org>` to the right shard.
@@ -124,6 +137,27 @@ impl Nats {
     /// Where live changes go.
     pub fn announcer(&self) -> Arc<dyn Announcer> {
         Arc::new(SpendAnnouncer::new(self.connections.output.clone()))
+    }
+
+    /// Answers questions on NATS until the handle is stopped, on a connection of its own, so that
+    /// answers and commits do not wait for each other.
+    ///
+    /// # Errors
+    /// When the server does not let us.
+    pub async fn serve_queries(
+        &self,
+        api: Arc<dyn Api>,
+        settings: ServiceSettings,
+    ) -> Result<ServiceHandle, NodeError> {
+        let connection = self.settings.connection.clone();
+        let serving = self.runtime.spawn(async move {
+            let client = connect(&connection, "meterr questions").await;
+            let client = client.map_err(|error| error.to_string())?;
+            let serving = serve_queries(client, api, settings).await;
+            serving.map_err(|error| error.to_string())
+        });
+        let served = serving.await.map_err(|error| NodeError::Refused(error.to_string()))?;
+        served.map_err(NodeError::Refused)
     }
 
     /// The connections.

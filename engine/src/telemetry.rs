@@ -50,10 +50,10 @@ fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    // What the HTTP server says of its own threads at every start is of no use to an operator; the
-    // setting comes after it and may say otherwise.
+    // What the HTTP server says of its own threads and the NATS client of its connections (which we
+    // report ourselves) is of no use to an operator; the setting comes after it and may say otherwise.
     let filter = EnvFilter::builder()
-        .parse(format!("actix_server=warn,{}", telemetry.log))
+        .parse(format!("actix_server=warn,async_nats=error,{}", telemetry.log))
         .map_err(|_| TelemetryError::Directives(telemetry.log.clone()))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     Ok(match telemetry.format {

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use actix_web::http::header;
 use actix_web::{HttpRequest, web};
 use futures::StreamExt;
-use serde::de::DeserializeOwned;
 
 use super::HttpSettings;
 use super::problem::{Kind, Problem};
@@ -101,7 +100,7 @@ pub(super) async fn read(
             Kind::SlowRequest,
             format!("the body was not complete within {:?}", settings.request_timeout),
         )
-        .header(header::CONNECTION, "close")
+        .header("connection", "close")
     })??;
     if raw.is_empty() {
         return Ok(raw);
@@ -121,21 +120,15 @@ pub(super) async fn read(
     }
 }
 
-/// The body as JSON of a known form.
-pub(super) async fn json<T: DeserializeOwned>(
+/// The whole body of a request that may only be JSON.
+pub(super) async fn json(
     request: &HttpRequest,
     payload: web::Payload,
     settings: &HttpSettings,
     held: &mut Held,
-) -> Result<T, Problem> {
+) -> Result<Vec<u8>, Problem> {
     media_type(request, &["application/json"])?;
-    let body = read(request, payload, settings, held).await?;
-    serde_json::from_slice(&body).map_err(|error| {
-        let what: String = error.to_string().chars().take(300).collect();
-        Problem::new(Kind::Body, format!("the body is not JSON of the form expected: {what}"))
-            .member("line", error.line())
-            .member("column", error.column())
-    })
+    read(request, payload, settings, held).await
 }
 
 /// The request's media type without parameters, in lower case; refused when it is not `allowed`.
@@ -177,7 +170,7 @@ fn coding(request: &HttpRequest) -> Result<Coding, Problem> {
                 format!("content-encoding {excerpt:?} is not read here; send gzip, zstd or none"),
             )
             .member("allowed", vec!["gzip", "zstd", "identity"])
-            .header(header::ACCEPT_ENCODING, "gzip, zstd"))
+            .header("accept-encoding", "gzip, zstd"))
         }
     }
 }

@@ -21,8 +21,7 @@ use serde_json::json;
 
 use super::body::{self, TURN_BYTES};
 use super::problem::{Kind, Problem};
-use super::query::Query;
-use super::{Decoders, State};
+use super::{Decoders, State, query};
 use crate::api::{ShardBatch, ShardOutcome};
 
 /// Refused lines listed in one answer; more are counted only.
@@ -97,15 +96,15 @@ pub(super) async fn publish(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    let backfill = Query::of(&request, &["backfill"])?.flag("backfill")?;
+    let backfill = query::of(&request, &["backfill"])?.flag("backfill")?;
     let media_type = body::media_type(&request, &MEDIA_TYPES)?;
     let mut held = state.budget.hold();
     let body = body::read(&request, payload, &state.settings, &mut held).await?;
     // The batches together are a second copy.
     held.grow(body.len())?;
     let sorter = Sorter {
-        decoders: state.decoders,
-        shards: state.shards(),
+        decoders: state.desk.decoders,
+        shards: state.desk.shards(),
         suffix: if backfill { "@backfill" } else { "@batch" },
         lines_max: state.settings.lines_max,
         batch_bytes_max: state.settings.batch_bytes_max,
@@ -126,7 +125,7 @@ pub(super) async fn publish(
         return Ok(HttpResponse::Accepted().json(answer));
     }
     let sent: Vec<_> = sorted.batches.iter().map(|b| (b.shard, b.lines.clone())).collect();
-    let writing = state.api.publish(sorted.batches);
+    let writing = state.desk.api.publish(sorted.batches);
     let outcomes =
         tokio::time::timeout(state.settings.request_timeout, writing).await.map_err(|_| {
             Problem::new(
@@ -234,7 +233,7 @@ async fn sorted(
             // is white space.
             let line: Cow<'_, [u8]> = match memchr::memchr2(b'\n', b'\r', &line) {
                 None => line,
-                Some(_) => Cow::Owned(super::one_line(&line)),
+                Some(_) => Cow::Owned(crate::requests::one_line(&line)),
             };
             sorter.line(number, &line)?;
             if turn >= TURN_BYTES {

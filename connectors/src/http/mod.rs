@@ -1,9 +1,10 @@
-//! The HTTP surface, on actix-web: translates requests into calls of [`Api`] and answers into JSON.
+//! The HTTP surface, on actix-web: carries requests to the [`requests`](crate::requests) that all
+//! surfaces share, and answers back.
 //!
 //! Reading order: `routes.rs` (the one table of routes), `events.rs` (the hot path in), `spend.rs`,
-//! `stream.rs` (server-sent events), then the small ones; beneath them `query.rs` (strict parameters),
-//! `body.rs` (bounded bodies), `cursor.rs` (pages of one moment), `problem.rs` (every refusal) and
-//! `guard.rs` (what every request passes).
+//! `stream.rs` (server-sent events), then the small ones; beneath them `query.rs` (parameters of
+//! URLs), `body.rs` (bounded bodies), `problem.rs` (every refusal) and `guard.rs` (what every request
+//! passes).
 //!
 //! Invariants:
 //! * A request is answered in full or refused by a problem document; no parameter is ignored.
@@ -19,7 +20,6 @@
 //! unless told by name to do otherwise.
 
 mod body;
-mod cursor;
 mod dead_letters;
 mod events;
 mod guard;
@@ -37,24 +37,22 @@ mod tests;
 mod views;
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::middleware::{Compress, from_fn};
-use actix_web::{App, HttpServer, web};
+use actix_web::{App, HttpResponse, HttpServer, web};
 use futures::future::BoxFuture;
-use meterr_operators::event::{Event, Reason, Rejection};
-use meterr_operators::ids::Positions;
-use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 
 pub use self::events::{Accepted, FailedLines, REJECTED_MAX, RejectedLine};
 pub use self::openapi::DOCUMENT as OPENAPI;
-use self::problem::{Kind, Problem};
-use crate::api::{Api, ApiResult, ShardStatus};
+use self::problem::Problem;
+use crate::api::Api;
+use crate::requests::{Answer, Desk, Limits};
+pub use crate::requests::{Decode, Decoders, Split, SplitResult};
 
 /// Limits and times of the server.
 #[derive(Debug, Clone)]
@@ -126,149 +124,42 @@ impl Default for HttpSettings {
     }
 }
 
-/// Lines of a body, each with its number from 1, or why nothing of it can be taken.
-pub type SplitResult<'a> = Result<Vec<(u32, Cow<'a, [u8]>)>, Rejection>;
-/// Splits a body by its media type into lines.
-pub type Split = for<'a> fn(Option<&str>, &'a [u8]) -> SplitResult<'a>;
-/// Decodes and checks one line.
-pub type Decode = for<'a> fn(&'a [u8]) -> Result<Event<'a>, Rejection>;
-
-/// The codec, as far as this surface needs it. Its default refuses everything.
-#[derive(Clone, Copy)]
-pub struct Decoders {
-    /// Splits bodies that are not NDJSON (those are walked in place).
-    pub split: Split,
-    /// Decodes a line.
-    pub decode: Decode,
-}
-
-impl Default for Decoders {
-    fn default() -> Self {
-        fn refused() -> Rejection {
-            Rejection::new(Reason::Malformed, "no decoder is set up")
-        }
-        Decoders { split: |_, _| Err(refused()), decode: |_| Err(refused()) }
-    }
-}
-
 /// What handlers share.
 struct State {
-    api: Arc<dyn Api>,
-    decoders: Decoders,
+    desk: Desk,
     settings: HttpSettings,
     loopback: bool,
-    cursors: cursor::Cursors,
     budget: Arc<body::Budget>,
     subscribers: Arc<Semaphore>,
-    /// Becomes true once, when the server begins to stop.
-    stopping: Arc<watch::Sender<bool>>,
 }
 
 impl State {
     fn new(settings: HttpSettings, api: Arc<dyn Api>, decoders: Decoders) -> State {
+        let limits = Limits {
+            request_timeout: settings.request_timeout,
+            min_position_timeout: settings.min_position_timeout,
+            cursor_lifetime: settings.cursor_lifetime,
+            cursor_rows_max: settings.cursor_rows_max,
+            line_bytes_max: settings.batch_bytes_max,
+        };
         State {
-            api,
-            decoders,
+            desk: Desk::new(api, decoders, limits, ""),
             loopback: settings.address.ip().is_loopback(),
-            cursors: cursor::Cursors::new(settings.cursor_lifetime, settings.cursor_rows_max),
             budget: body::Budget::new(settings.bodies_bytes_max),
             subscribers: Arc::new(Semaphore::new(settings.sse_subscribers_max)),
-            stopping: Arc::new(watch::Sender::new(false)),
             settings,
         }
     }
-
-    /// Number of shards, at least 1.
-    fn shards(&self) -> u16 {
-        self.api.shards().max(1)
-    }
-
-    fn stopping(&self) -> bool {
-        *self.stopping.borrow()
-    }
-
-    /// Waits for an answer that needs no position.
-    async fn plain<T>(&self, asking: BoxFuture<'static, ApiResult<T>>) -> Result<T, Problem> {
-        match tokio::time::timeout(self.settings.request_timeout, asking).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => Err(self.late()),
-        }
-    }
-
-    /// Waits for an answer that includes `position`, if one is given, for at most `timeout`.
-    async fn answer<T>(
-        &self,
-        mut asking: BoxFuture<'static, ApiResult<T>>,
-        position: Option<&Positions>,
-        timeout: Duration,
-    ) -> Result<T, Problem> {
-        let Some(position) = position else { return self.plain(asking).await };
-        let mut stopping = self.stopping.subscribe();
-        tokio::select! {
-            biased;
-            answer = &mut asking => return Ok(answer?),
-            _ = stopping.wait_for(|stopping| *stopping) => {
-                return Err(Problem::new(Kind::Unavailable, "the server is stopping"));
-            }
-            () = tokio::time::sleep(timeout) => {}
-        }
-        let current = self.current(position).await?;
-        if covers(&current, position) {
-            // The position is there; only the answer takes its time, which `timeout` does not limit.
-            return self.plain(asking).await;
-        }
-        Err(Problem::new(
-            Kind::Timeout,
-            format!("position {position} was not reached within {timeout:?}"),
-        )
-        .member("current", current.to_string()))
-    }
-
-    /// Where the logs named in `asked` stand.
-    async fn current(&self, asked: &Positions) -> Result<Positions, Problem> {
-        let status = self.status().await?;
-        let mut current = Positions::default();
-        for shard in status.iter().filter(|shard| asked.of(shard.shard).is_some()) {
-            current.raise(shard.shard, shard.usage_position);
-        }
-        // Control records reach each shard by itself; the one furthest behind counts.
-        if asked.control.is_some() {
-            let relevant =
-                |shard: &&ShardStatus| asked.shards.is_empty() || asked.of(shard.shard).is_some();
-            current.control = status.iter().filter(relevant).map(|s| s.control_position).min();
-        }
-        Ok(current)
-    }
-
-    async fn status(&self) -> Result<Vec<ShardStatus>, Problem> {
-        tokio::time::timeout(self.settings.request_timeout, self.api.status())
-            .await
-            .map_err(|_| self.late())
-    }
-
-    fn late(&self) -> Problem {
-        Problem::new(
-            Kind::Timeout,
-            format!("the answer was not found within {:?}", self.settings.request_timeout),
-        )
-    }
 }
 
-/// Whether `current` has reached every position of `asked`.
-fn covers(current: &Positions, asked: &Positions) -> bool {
-    asked.shards.iter().all(|(shard, position)| current.of(*shard) >= Some(*position))
-        && current.control >= asked.control
+/// A good answer.
+fn ok(answer: Answer) -> Result<HttpResponse, Problem> {
+    Ok(HttpResponse::Ok().content_type("application/json").body(answer?))
 }
 
-/// Answer to a change: where its record stands. A read with it as `min_position` shows the change.
-#[derive(Debug, Serialize)]
-struct Position {
-    position: Positions,
-}
-
-/// JSON on one line: outside of strings line ends are white space, inside they cannot stand.
-fn one_line(json: &[u8]) -> Vec<u8> {
-    json.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect()
+/// The answer to a change that was logged.
+fn accepted(answer: Answer) -> Result<HttpResponse, Problem> {
+    Ok(HttpResponse::Accepted().content_type("application/json").body(answer?))
 }
 
 /// Stops a server. Clones stop the same one.
@@ -312,7 +203,7 @@ pub fn serve(settings: HttpSettings, api: Arc<dyn Api>, decoders: Decoders) -> i
     let connections_max = settings.connections_max.div_ceil(workers).max(1);
     let write_timeout = settings.write_timeout;
     let state = web::Data::new(State::new(settings, api, decoders));
-    let stopping = state.stopping.clone();
+    let stopping = state.desk.stopping.clone();
     let shared = state.clone();
     let application = move || {
         App::new()

@@ -5,13 +5,13 @@ use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
 
-use super::problem::{self, Kind, Problem};
-use super::query::{self, Query};
-use super::{State, openapi};
+use super::problem::{Kind, Problem};
+use super::{State, ok, openapi, query};
+use crate::requests::problem;
 
 /// The process answers. Says nothing about shards: a restart would not help a stopped one.
 pub(super) async fn healthz(request: HttpRequest) -> Result<HttpResponse, Problem> {
-    Query::of(&request, &[])?;
+    query::of(&request, &[])?;
     Ok(HttpResponse::Ok().json(json!({"status": "ok"})))
 }
 
@@ -20,14 +20,14 @@ pub(super) async fn readyz(
     state: web::Data<State>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    Query::of(&request, &[])?;
-    let shards = state.status().await?;
-    let expected = usize::from(state.shards());
+    query::of(&request, &[])?;
+    let shards = state.desk.shard_status().await?;
+    let expected = usize::from(state.desk.shards());
     let live = shards.iter().filter(|shard| shard.state == "live").count();
-    if live == expected && !state.stopping() {
+    if live == expected && !state.desk.stopping() {
         return Ok(HttpResponse::Ok().json(json!({"status": "ready", "shards": shards})));
     }
-    let detail = match state.stopping() {
+    let detail = match state.desk.stopping() {
         true => "the server is stopping".to_owned(),
         false => format!("{live} of {expected} shards are live"),
     };
@@ -38,26 +38,26 @@ pub(super) async fn shards(
     state: web::Data<State>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    Query::of(&request, &[])?;
-    Ok(HttpResponse::Ok().json(json!({"shards": state.status().await?})))
+    query::of(&request, &[])?;
+    ok(state.desk.status().await)
 }
 
 pub(super) async fn metrics(
     state: web::Data<State>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    Query::of(&request, &[])?;
-    Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(state.api.metrics()))
+    query::of(&request, &[])?;
+    Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(state.desk.api.metrics()))
 }
 
 pub(super) async fn openapi(request: HttpRequest) -> Result<HttpResponse, Problem> {
-    Query::of(&request, &[])?;
+    query::of(&request, &[])?;
     Ok(HttpResponse::Ok().content_type("application/json").body(openapi::DOCUMENT))
 }
 
 /// What a problem's `type` means.
 pub(super) async fn problem_kind(request: HttpRequest) -> Result<HttpResponse, Problem> {
-    Query::of(&request, &[])?;
+    query::of(&request, &[])?;
     let kind = query::segment(&request, 1, "kind")?;
     match problem::described(&kind) {
         Some(description) => Ok(HttpResponse::Ok()

@@ -1,310 +1,27 @@
-//! Problem documents (RFC 9457): the one form in which this surface says no.
-//!
-//! Every refusal, from a wrong parameter to a panic, leaves as `application/problem+json` with a
-//! stable `type`. Clients branch on `type`, people read `detail`. [`KINDS`] lists all of them, is
-//! served at `GET /problems/{kind}`, and a test holds the OpenAPI document against it.
-
-use std::fmt;
+//! Problem documents as answers of this surface.
 
 use actix_web::body::BoxBody;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
-use meterr_operators::event::{Rejection, excerpt};
-use serde_json::{Map, Value, json};
 
-use crate::api::ApiError;
+pub use crate::requests::problem::{KINDS, Kind, MEDIA_TYPE, Problem};
 
-/// Media type of a problem document.
-pub const MEDIA_TYPE: &str = "application/problem+json";
-
-/// What kind of refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The request is wrong in a way only the engine could see.
-    Invalid,
-    /// A parameter of path or query is wrong.
-    Parameter,
-    /// The body cannot be read.
-    Body,
-    /// A web page of another origin tries to change something.
-    ForeignOrigin,
-    /// No such thing.
-    NotFound,
-    /// The route exists, the method does not.
-    Method,
-    /// No acceptable encoding of the answer.
-    NotAcceptable,
-    /// The request took too long to arrive.
-    SlowRequest,
-    /// A cursor's pinned answer is gone.
-    CursorExpired,
-    /// The request is beyond a limit.
-    TooLarge,
-    /// A media type or content encoding that is not read.
-    MediaType,
-    /// Asked by a host name that is not this machine's.
-    Misdirected,
-    /// The answer is too large to be pinned for paging.
-    AnswerTooLarge,
-    /// A fault of ours.
-    Internal,
-    /// Not now.
-    Unavailable,
-    /// A part of a request's events may not be durable.
-    NotWritten,
-    /// Not within the time given.
-    Timeout,
-}
-
-/// Name, status, title and meaning of each kind, in the order of [`Kind`].
-pub const KINDS: [(Kind, &str, u16, &str, &str); 17] = [
-    (
-        Kind::Invalid,
-        "invalid",
-        400,
-        "the request is wrong",
-        "the engine refused the request; detail says why. Sending it again as it is will not help.",
-    ),
-    (
-        Kind::Parameter,
-        "parameter",
-        400,
-        "a parameter is wrong",
-        "parameter, value and allowed name the parameter, what it was and what it may be.",
-    ),
-    (
-        Kind::Body,
-        "body",
-        400,
-        "the body cannot be read",
-        "the body is damaged, truncated or not of the form the route takes.",
-    ),
-    (
-        Kind::ForeignOrigin,
-        "foreign-origin",
-        403,
-        "the request comes from another web site",
-        "a browser sent the request for a page of another origin; only pages of this server may \
-         change anything.",
-    ),
-    (
-        Kind::NotFound,
-        "not-found",
-        404,
-        "no such thing",
-        "nothing is known under that name or path.",
-    ),
-    (
-        Kind::Method,
-        "method",
-        405,
-        "the method is not offered here",
-        "the Allow header lists the methods of this path.",
-    ),
-    (
-        Kind::NotAcceptable,
-        "not-acceptable",
-        406,
-        "no acceptable encoding",
-        "answers come as identity, gzip, deflate or zstd; Accept-Encoding excludes all of them.",
-    ),
-    (
-        Kind::SlowRequest,
-        "slow-request",
-        408,
-        "the request took too long to arrive",
-        "the body was not complete within the server's request timeout; nothing was done.",
-    ),
-    (
-        Kind::CursorExpired,
-        "cursor-expired",
-        410,
-        "the cursor has expired",
-        "pages of one answer are kept for a minute, less under load. Begin again without cursor.",
-    ),
-    (
-        Kind::TooLarge,
-        "too-large",
-        413,
-        "the request is too large",
-        "limit says how much is taken at once; nothing was done. Split the request.",
-    ),
-    (
-        Kind::MediaType,
-        "media-type",
-        415,
-        "the media type is not read here",
-        "allowed lists the media types or content encodings taken.",
-    ),
-    (
-        Kind::Misdirected,
-        "misdirected",
-        421,
-        "the request names another host",
-        "a server that listens on the loopback interface only answers to the names of this machine, \
-         so that no foreign web page reaches it by a name of its own.",
-    ),
-    (
-        Kind::AnswerTooLarge,
-        "answer-too-large",
-        422,
-        "the answer is too large",
-        "the rows do not fit the memory kept for paging; narrow from and to, or group by less.",
-    ),
-    (
-        Kind::Internal,
-        "internal",
-        500,
-        "a fault of this server",
-        "the server's log has the cause. Reads may be repeated; publishing may, since ids make it \
-         idempotent.",
-    ),
-    (
-        Kind::Unavailable,
-        "unavailable",
-        503,
-        "not now",
-        "the server starts, stops, is overloaded, or a shard is stopped; Retry-After says when to \
-         try again.",
-    ),
-    (
-        Kind::NotWritten,
-        "not-written",
-        503,
-        "not every event is known to be durable",
-        "failed lists the lines whose write failed; lines neither there nor in rejected are durable. \
-         Send those lines, or the whole request, again: ids count once.",
-    ),
-    (
-        Kind::Timeout,
-        "timeout",
-        504,
-        "not within the time given",
-        "with min_position, current says where the shards stand; ask again or wait longer with \
-         timeout_ms.",
-    ),
-];
-
-impl Kind {
-    /// Its row of [`KINDS`].
-    fn row(self) -> &'static (Kind, &'static str, u16, &'static str, &'static str) {
-        &KINDS[self as usize]
-    }
-
-    /// HTTP status.
-    pub fn status(self) -> StatusCode {
-        StatusCode::from_u16(self.row().2).expect("the table holds valid statuses")
-    }
-}
-
-/// A refusal on its way to the client.
-#[derive(Debug, Clone)]
-pub struct Problem {
-    kind: Kind,
-    detail: String,
-    members: Map<String, Value>,
-    headers: Vec<(header::HeaderName, String)>,
-}
-
-impl Problem {
-    /// A problem with a sentence for a person: lower case, no final stop, values quoted.
-    pub fn new(kind: Kind, detail: impl Into<String>) -> Problem {
-        let mut problem =
-            Problem { kind, detail: detail.into(), members: Map::new(), headers: Vec::new() };
-        if matches!(kind, Kind::Unavailable | Kind::NotWritten) {
-            problem = problem.header(header::RETRY_AFTER, "1");
-        }
-        problem
-    }
-
-    /// A wrong parameter. `why` completes "parameter "x" is "value": …".
-    pub fn parameter(name: &str, value: &str, allowed: &str) -> Problem {
-        let value = excerpt(value);
-        Problem::new(
-            Kind::Parameter,
-            format!("parameter {name:?} is {value:?}, but must be {allowed}"),
-        )
-        .member("parameter", name)
-        .member("value", value)
-        .member("allowed", allowed)
-    }
-
-    /// A limit that was passed.
-    pub fn too_large(detail: impl Into<String>, limit: usize) -> Problem {
-        Problem::new(Kind::TooLarge, detail).member("limit", limit)
-    }
-
-    /// A body refused by a decoder.
-    pub fn rejection(rejection: Rejection) -> Problem {
-        Problem::new(Kind::Body, rejection.detail).member("reason", rejection.reason.name())
-    }
-
-    /// Adds an extension member.
-    pub fn member(mut self, name: &str, value: impl Into<Value>) -> Problem {
-        self.members.insert(name.to_owned(), value.into());
-        self
-    }
-
-    /// Adds a header.
-    pub fn header(mut self, name: header::HeaderName, value: impl Into<String>) -> Problem {
-        self.headers.push((name, value.into()));
-        self
-    }
-
-    /// The kind.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// The document.
-    fn body(&self) -> String {
-        let (_, name, status, title, _) = self.kind.row();
-        let mut body = Map::new();
-        body.insert("type".into(), format!("/problems/{name}").into());
-        body.insert("title".into(), (*title).into());
-        body.insert("status".into(), (*status).into());
-        body.insert("detail".into(), self.detail.as_str().into());
-        body.extend(self.members.clone());
-        Value::Object(body).to_string()
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.detail)
-    }
+fn status(kind: Kind) -> StatusCode {
+    StatusCode::from_u16(kind.status()).expect("the table of kinds holds valid statuses")
 }
 
 impl ResponseError for Problem {
     fn status_code(&self) -> StatusCode {
-        self.kind.status()
+        status(self.kind())
     }
 
     fn error_response(&self) -> HttpResponse<BoxBody> {
-        let mut response = HttpResponseBuilder::new(self.kind.status());
+        let mut response = HttpResponseBuilder::new(status(self.kind()));
         response.content_type(MEDIA_TYPE);
-        for (name, value) in &self.headers {
-            response.insert_header((name.clone(), value.as_str()));
+        for (name, value) in self.headers() {
+            response.insert_header((header::HeaderName::from_static(name), value.as_str()));
         }
         response.body(self.body())
-    }
-}
-
-impl From<ApiError> for Problem {
-    fn from(error: ApiError) -> Problem {
-        let detail = error.to_string();
-        match error {
-            ApiError::Invalid(_) => Problem::new(Kind::Invalid, detail),
-            ApiError::NotFound(_) => Problem::new(Kind::NotFound, detail),
-            ApiError::Timeout { current } => {
-                Problem::new(Kind::Timeout, detail).member("current", current.to_string())
-            }
-            ApiError::Unavailable(_) => Problem::new(Kind::Unavailable, detail),
-            ApiError::Internal(_) => {
-                tracing::error!(%detail, "request failed");
-                Problem::new(Kind::Internal, detail)
-            }
-        }
     }
 }
 
@@ -312,38 +29,8 @@ impl From<ApiError> for Problem {
 pub(super) fn of_status(status: StatusCode) -> Problem {
     let kind = KINDS
         .iter()
-        .find(|(kind, ..)| kind.status() == status)
+        .find(|(kind, ..)| kind.status() == status.as_u16())
         .map(|(kind, ..)| *kind)
         .unwrap_or(if status.is_server_error() { Kind::Internal } else { Kind::Invalid });
     Problem::new(kind, format!("the request was refused with status {}", status.as_u16()))
-}
-
-/// Description of one kind, for `GET /problems/{kind}`.
-pub(super) fn described(name: &str) -> Option<Value> {
-    KINDS.iter().find(|(_, known, ..)| *known == name).map(|(_, name, status, title, meaning)| {
-        json!({"type": format!("/problems/{name}"), "status": status, "title": title, "meaning": meaning})
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_is_in_the_order_of_the_kinds() {
-        for (kind, name, status, ..) in KINDS {
-            assert_eq!(kind.row().1, name);
-            assert_eq!(kind.status().as_u16(), status);
-        }
-    }
-
-    #[test]
-    fn a_timeout_says_where_the_shards_stand() {
-        let current: meterr_operators::ids::Positions = "3:7,c:1".parse().unwrap();
-        let problem = Problem::from(ApiError::Timeout { current });
-        let body: Value = serde_json::from_str(&problem.body()).unwrap();
-        assert_eq!(body["type"], "/problems/timeout");
-        assert_eq!(body["status"], 504);
-        assert_eq!(body["current"], "3:7,c:1");
-    }
 }

@@ -1,7 +1,7 @@
 //! The one table of routes: registration, the `Allow` header and the check of the OpenAPI document
 //! all read it.
 
-use actix_web::http::{Method, header};
+use actix_web::http::Method;
 use actix_web::{HttpRequest, ResponseError, Route, web};
 
 use super::problem::{Kind, Problem};
@@ -69,7 +69,7 @@ pub(super) fn register(config: &mut web::ServiceConfig) {
                 Kind::Method,
                 format!("{} is not offered here; {allow} is", request.method()),
             );
-            let response = problem.header(header::ALLOW, allow.clone()).error_response();
+            let response = problem.header("allow", allow.clone()).error_response();
             async move { response }
         })));
     }

@@ -19,23 +19,24 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, Stream};
-use meterr_operators::ids::ShardId;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::State;
 use super::problem::{Kind, Problem};
-use super::query::{self, Query};
+use super::query;
 use crate::api::{StreamEvent, StreamId};
+use crate::requests::live::{STREAM_ID_FORM, stream_id};
+use crate::requests::parameters::Parameters;
 
 pub(super) async fn follow(
     state: web::Data<State>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let org = query::org(&request, 2)?;
-    let query = Query::of(&request, &["last_event_id"])?;
+    let query = query::of(&request, &["last_event_id"])?;
     let (after, unknown) = resume_from(&request, &query)?;
-    if state.stopping() {
+    if state.desk.stopping() {
         return Err(Problem::new(Kind::Unavailable, "the server is stopping"));
     }
     let permit = state.subscribers.clone().try_acquire_owned().map_err(|_| {
@@ -44,7 +45,7 @@ pub(super) async fn follow(
             format!("all {} streams are taken", state.settings.sse_subscribers_max),
         )
     })?;
-    let events = state.plain(state.api.follow(org, after)).await?;
+    let events = state.desk.plain(state.desk.api.follow(org, after)).await?;
     let mut opening = BytesMut::new();
     opening.extend_from_slice(
         format!("retry: {}\n\n", state.settings.sse_retry.as_millis()).as_bytes(),
@@ -59,7 +60,7 @@ pub(super) async fn follow(
         opening: Some(opening.freeze()),
         events,
         beat,
-        stopping: state.stopping.subscribe(),
+        stopping: state.desk.stopping.subscribe(),
         _permit: permit,
     };
     Ok(HttpResponse::Ok()
@@ -74,30 +75,22 @@ pub(super) async fn follow(
 
 /// The id to resume from, and whether one was sent that is none of ours. The header goes before the
 /// parameter: a browser reconnects with the URL of its first request and the newest id in the header.
-fn resume_from(request: &HttpRequest, query: &Query) -> Result<(Option<StreamId>, bool), Problem> {
+fn resume_from(
+    request: &HttpRequest,
+    query: &Parameters,
+) -> Result<(Option<StreamId>, bool), Problem> {
     if let Some(value) = request.headers().get("last-event-id") {
         // A browser can only repeat what it was sent, so an unknown id is answered, not refused.
-        let id = value.to_str().ok().and_then(parsed);
+        let id = value.to_str().ok().and_then(stream_id);
         return Ok((id, id.is_none() && !value.is_empty()));
     }
     match query.text("last_event_id") {
         None => Ok((None, false)),
-        Some(text) => match parsed(text) {
+        Some(text) => match stream_id(text) {
             Some(id) => Ok((Some(id), false)),
-            None => {
-                Err(Problem::parameter("last_event_id", text, "<shard>-<epoch>, such as 3-1042"))
-            }
+            None => Err(Problem::parameter("last_event_id", text, STREAM_ID_FORM)),
         },
     }
-}
-
-fn parsed(text: &str) -> Option<StreamId> {
-    let (shard, epoch) = text.split_once('-')?;
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if !digits(shard) || !digits(epoch) {
-        return None;
-    }
-    Some(StreamId { shard: ShardId(shard.parse().ok()?), epoch: epoch.parse().ok()? })
 }
 
 /// One subscriber.
@@ -169,6 +162,7 @@ fn frame(out: &mut BytesMut, event: &StreamEvent) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use meterr_operators::ids::ShardId;
     use proptest::prelude::*;
 
     fn framed(event: &StreamEvent) -> String {
@@ -191,15 +185,6 @@ mod tests {
             "id: 3-7\nevent: snapshot\ndata: {\ndata: }\n\n"
         );
         assert_eq!(framed(&StreamEvent::Reset), "id:\nevent: reset\ndata: {}\n\n");
-    }
-
-    #[test]
-    fn ids_are_two_numbers() {
-        assert_eq!(parsed("3-1042"), Some(StreamId { shard: ShardId(3), epoch: 1042 }));
-        for wrong in ["", "3", "-", "3-", "-1", "+3-1", "3--1", "65536-1", "3-18446744073709551616"]
-        {
-            assert_eq!(parsed(wrong), None, "{wrong:?}");
-        }
     }
 
     proptest! {

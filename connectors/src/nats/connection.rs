@@ -1,6 +1,7 @@
 //! A connection to NATS that comes back by itself, with TLS and credentials.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
@@ -80,6 +81,19 @@ pub fn shown(url: &str) -> String {
 /// # Errors
 /// When no server answers now: a wrong address should show at once.
 pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, ConnectError> {
+    connect_and_hear(settings, name, |_| ()).await
+}
+
+/// The same, with someone who hears what happens to the connection: losses, refusals.
+///
+/// # Errors
+/// As [`connect`].
+pub(super) async fn connect_and_hear(
+    settings: &NatsSettings,
+    name: &str,
+    hear: impl Fn(&Event) + Send + Sync + 'static,
+) -> Result<Client, ConnectError> {
+    let hear = Arc::new(hear);
     let url = shown(&settings.url);
     let servers = settings
         .url
@@ -95,7 +109,21 @@ pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, Conn
         .reconnect_delay_callback(|attempts| {
             Duration::from_millis((50 << attempts.min(6)).min(2_000) as u64)
         })
-        .event_callback(|event| async move { heard(&event) });
+        .event_callback(move |event| {
+            let hear = hear.clone();
+            async move {
+                heard(&event);
+                hear(&event);
+            }
+        });
+    // The client knows user and password of an address, but does not show them to the server.
+    if let Some(login) = servers.iter().find(|server| server.has_user_pass()) {
+        let user = decoded(login.username().unwrap_or_default());
+        options = match login.password() {
+            Some(password) => options.user_and_password(user, decoded(password)),
+            None => options.token(user),
+        };
+    }
     if let Some(path) = &settings.credentials {
         options = options
             .credentials_file(path)
@@ -125,6 +153,27 @@ pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, Conn
     Ok(client)
 }
 
+/// Undoes the percent encoding of a part of an address. What is no encoding stays as it is.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let digit = |at: usize| char::from(*tail.get(at)?).to_digit(16);
+        let code = digit(0).zip(digit(1)).and_then(|(a, b)| u8::try_from(a * 16 + b).ok());
+        match (first, code) {
+            (b'%', Some(code)) => {
+                bytes.push(code);
+                rest = &tail[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn heard(event: &Event) {
     match event {
         Event::Connected => tracing::info!("connected to NATS"),
@@ -147,6 +196,14 @@ mod tests {
     fn passwords_are_not_shown() {
         assert_eq!(shown("nats://u:p@a:4222, tls://b:1"), "nats://a:4222,tls://b:1");
         assert_eq!(shown("token@c:4222"), "c:4222");
+    }
+
+    #[test]
+    fn passwords_may_hold_any_character() {
+        assert_eq!(decoded("p%40ss%2fw%C3%B6rd"), "p@ss/wörd");
+        assert_eq!(decoded("100%"), "100%");
+        assert_eq!(decoded("%zz%4"), "%zz%4");
+        assert_eq!(decoded("%ff"), "\u{fffd}");
     }
 
     #[test]

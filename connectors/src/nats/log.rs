@@ -54,6 +54,25 @@ impl Counters {
     }
 }
 
+/// What a connection to NATS counted so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Figures {
+    /// Whether it stands.
+    pub connected: bool,
+    /// Connections made after the first.
+    pub reconnects: u64,
+    /// Appends and commits sent again.
+    pub retries: u64,
+    /// Commits found to stand without an acknowledgement.
+    pub landed: u64,
+    /// Commits refused since another node had committed.
+    pub refused: u64,
+    /// Reads answered by a replica that was behind.
+    pub stale_reads: u64,
+    /// Consumers made anew.
+    pub consumers: u64,
+}
+
 /// Connections and runtime that the logs of a node share.
 #[derive(Clone)]
 pub struct Connections {
@@ -68,6 +87,26 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// What was counted so far.
+    pub fn figures(&self) -> Figures {
+        let clients = [&self.input, &self.output];
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let connects = |client: &&Client| {
+            client.statistics().connects.load(Ordering::Relaxed).saturating_sub(1)
+        };
+        Figures {
+            connected: clients
+                .iter()
+                .all(|c| c.connection_state() == async_nats::connection::State::Connected),
+            reconnects: clients.iter().map(connects).sum(),
+            retries: count(&self.counters.retries),
+            landed: count(&self.counters.landed),
+            refused: count(&self.counters.conflicts),
+            stale_reads: count(&self.counters.stale_reads),
+            consumers: count(&self.counters.consumers),
+        }
+    }
+
     pub(super) fn input(&self) -> jetstream::Context {
         context(self.input.clone())
     }
@@ -85,7 +124,7 @@ fn context(client: Client) -> jetstream::Context {
 /// A stream as log; clones share it.
 #[derive(Clone)]
 pub struct JetStreamLog {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 pub(super) struct Shared {
@@ -170,12 +209,18 @@ impl JetStreamLog {
             connections: connections.clone(),
             context,
             copied_to: copied_to(&info.config),
-            state: Mutex::new(State::of(&info)),
+            state: Mutex::new(State::of(&info, copied_to(&info.config))),
             changed: watch::Sender::new(()),
             tail: Tail::default(),
             nonce: nonce(),
             next_id: AtomicU64::new(0),
         });
+        let head = shared.state.lock().head;
+        if (1..=shared.copied_to).contains(&head)
+            && let Some(last) = shared.read_single(head).await?
+        {
+            shared.raise(head, Some(last.time));
+        }
         Ok(JetStreamLog { shared })
     }
 
@@ -186,7 +231,7 @@ impl JetStreamLog {
 
     /// Runs on the runtime, so that callers may wait with any executor, and a caller that goes away
     /// does not cut a write short.
-    fn run<T: Send + 'static>(
+    pub(super) fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = LogResult<T>> + Send + 'static,
     ) -> BoxFuture<'static, LogResult<T>> {
@@ -263,7 +308,7 @@ fn identity_of(info: &Info) -> String {
 }
 
 /// Random enough to be unlike that of any other process.
-fn nonce() -> String {
+pub(super) fn nonce() -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&std::process::id().to_le_bytes());
     hasher.update(&system_clock()().0.to_le_bytes());
@@ -275,20 +320,20 @@ fn nonce() -> String {
 }
 
 impl State {
-    fn of(info: &Info) -> State {
+    fn of(info: &Info, copied_to: u64) -> State {
         let mut state = State::default();
-        state.take(info);
+        state.take(info, copied_to);
         state
     }
 
-    fn take(&mut self, info: &Info) {
+    fn take(&mut self, info: &Info, copied_to: u64) {
         let found = &info.state;
         self.head = self.head.max(found.last_sequence);
         self.first = self.first.max(found.first_sequence).max(1);
         let nanos = found.last_timestamp.unix_timestamp_nanos();
         let time = i64::try_from(nanos.div_euclid(1_000)).map(Time).ok();
-        // An empty stream says year 1.
-        self.last_time = time.filter(|_| found.last_sequence > 0).max(self.last_time);
+        // An empty stream says year 1, and a copied record has its time in a header.
+        self.last_time = time.filter(|_| found.last_sequence > copied_to).max(self.last_time);
     }
 
     /// Takes in that a record is durable.
@@ -370,7 +415,7 @@ impl Shared {
             ));
             return Err(self.failure().unwrap_or_else(|| self.gone(found + 1, known + 1)));
         }
-        self.state.lock().take(&info);
+        self.state.lock().take(&info, self.copied_to);
         self.changed.send_replace(());
         Ok(())
     }

@@ -2,13 +2,15 @@
 
 use async_nats::jetstream;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::RawMessageErrorKind;
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::RawMessage;
 use bytes::Bytes;
 use futures::StreamExt;
+use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use super::log::{ANSWER, BackOff, Counters, PATIENCE, Shared, unavailable};
-use super::record::from_stream;
+use super::record::{from_raw, from_stream};
 use crate::log::{LogResult, Record};
 
 /// Messages of one direct read; the server's own limit is 1,000.
@@ -16,42 +18,46 @@ const BATCH_MESSAGES: u64 = 1_000;
 /// Reads up to this size are single records, for which no batch is asked.
 pub(super) const SINGLE_BYTES: usize = 64 * 1024;
 
+/// What a leader answers.
+#[derive(serde::Deserialize)]
+struct Stored {
+    message: RawMessage,
+}
+
 impl Shared {
     /// The newest record of a subject, by the stream's leader.
     pub async fn last_commit(&self, subject: &str) -> LogResult<Option<Record>> {
-        let until = Instant::now() + PATIENCE;
-        let mut wait = BackOff::new();
-        loop {
-            let stream = self.stream().await?;
-            match stream.get_last_raw_message_by_subject(subject).await {
-                Ok(message) => return Ok(Some(from_stream(message, self.copied_to))),
-                Err(error) if missing(error.kind()) => return Ok(None),
-                Err(error) if Instant::now() >= until => {
-                    return Err(unavailable(
-                        self.stream_name(),
-                        "cannot read the last commit",
-                        &error,
-                    ));
-                }
-                Err(_) => wait.wait().await,
-            }
-        }
+        self.of_leader(&json!({ "last_by_subj": subject })).await
     }
 
     /// One record, by the stream's leader.
     pub async fn read_single(&self, position: u64) -> LogResult<Option<Record>> {
+        self.of_leader(&json!({ "seq": position })).await
+    }
+
+    async fn of_leader(&self, which: &serde_json::Value) -> LogResult<Option<Record>> {
         let until = Instant::now() + PATIENCE;
         let mut wait = BackOff::new();
         loop {
-            let stream = self.stream().await?;
-            match stream.get_raw_message(position).await {
-                Ok(message) => return Ok(Some(from_stream(message, self.copied_to))),
-                Err(error) if missing(error.kind()) => return Ok(None),
-                Err(error) if Instant::now() >= until => {
-                    return Err(unavailable(self.stream_name(), "cannot read it", &error));
+            let subject = format!("STREAM.MSG.GET.{}", self.stream_name());
+            let answer = self.context.request::<_, _, Response<Stored>>(subject, which).await;
+            let error = match answer {
+                Ok(Response::Ok(Stored { message })) => match from_raw(message, self.copied_to) {
+                    Ok(record) => return Ok(Some(record)),
+                    Err(error) => error,
+                },
+                Ok(Response::Err { error })
+                    if error.error_code() == jetstream::ErrorCode::NO_MESSAGE_FOUND =>
+                {
+                    return Ok(None);
                 }
-                Err(_) => wait.wait().await,
+                Ok(Response::Err { error }) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() >= until {
+                return Err(unavailable(self.stream_name(), "cannot read it", &error));
             }
+            wait.wait().await;
         }
     }
 
@@ -144,15 +150,5 @@ impl Shared {
             self.raise(last.position, Some(last.time));
         }
         Ok(records)
-    }
-}
-
-fn missing(kind: RawMessageErrorKind) -> bool {
-    match kind {
-        RawMessageErrorKind::NoMessageFound => true,
-        RawMessageErrorKind::JetStream(error) => {
-            error.error_code() == jetstream::ErrorCode::NO_MESSAGE_FOUND
-        }
-        _ => false,
     }
 }

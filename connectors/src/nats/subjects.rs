@@ -56,3 +56,23 @@ pub fn spend(org: &str) -> String {
 pub fn query(org: &str) -> String {
     format!("meterr.query.{org}")
 }
+
+/// Addresses besides the questions of [`ENDPOINTS`](super::endpoints::ENDPOINTS), `{…}` standing for
+/// one token: what producers publish to, what a deployment keeps, what subscribers hear.
+pub const ADDRESSES: [&str; 9] = [
+    "usage.{org}",
+    "usage.{shard}.{org}",
+    "usage.{shard}.@batch",
+    "usage.{shard}.@backfill",
+    "usage.{shard}.@tick",
+    "control",
+    "out.{shard}.part",
+    "out.{shard}.commit",
+    "spend.{org}",
+];
+
+/// What to subscribe to for an address.
+pub fn pattern(address: &str) -> String {
+    let tokens = address.split('.').map(|token| if token.starts_with('{') { "*" } else { token });
+    tokens.collect::<Vec<_>>().join(".")
+}

@@ -1,7 +1,6 @@
 //! Tests against a bound server, over raw sockets: what a client sees, to the byte.
 
 mod events;
-mod fake;
 mod limits;
 mod openapi;
 mod reading;
@@ -19,8 +18,8 @@ use meterr_operators::time::Time;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-pub(super) use self::fake::Fake;
 use super::{Decoders, HttpSettings, ServerHandle, SplitResult, serve};
+pub(super) use crate::fake::{self, Fake};
 
 /// A small decoder: objects with `id`, `org` and optionally `user`; everything else is malformed.
 pub(super) fn decoders() -> Decoders {

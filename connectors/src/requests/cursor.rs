@@ -6,7 +6,7 @@
 //! first, and a cursor whose answer is gone is refused with "begin again" rather than served from
 //! newer figures. Nothing is kept across a restart.
 //!
-//! A cursor is `<128 random bits>.<row>`. The bits come from SipHash keyed by the operating system's
+//! A cursor is `<128 random bits>.<row>`, and `.<node>` where several nodes share a surface. The bits come from SipHash keyed by the operating system's
 //! randomness, and the path asked by must be the pinned one: a guessed or forged cursor shows nothing
 //! that its sender could not ask for directly.
 
@@ -22,7 +22,7 @@ use crate::api::{SpendAnswer, SpendQuery};
 
 /// What an answer was given to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Question {
+pub(crate) struct Question {
     /// The declared view asked, if it was one.
     pub view: Option<String>,
     /// The query. Its `min_position` plays no part: it does not change what is asked.
@@ -58,29 +58,33 @@ struct Kept {
 }
 
 /// The pinned answers.
-pub(super) struct Cursors {
+pub(crate) struct Cursors {
     kept: Mutex<Kept>,
     random: RandomState,
     lifetime: Duration,
     rows_max: usize,
+    /// Ends each cursor.
+    suffix: String,
 }
 
 /// A page: which rows of the answer, and the cursor of the next one.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(crate) struct Page {
     pub answer: Arc<SpendAnswer>,
     pub rows: std::ops::Range<usize>,
     pub next_cursor: Option<String>,
 }
 
 impl Cursors {
-    /// Keeps answers for `lifetime`, at most `rows_max` rows of them.
-    pub fn new(lifetime: Duration, rows_max: usize) -> Cursors {
+    /// Keeps answers for `lifetime`, at most `rows_max` rows of them. `node` names this node in the
+    /// cursors, unless it is empty.
+    pub fn new(lifetime: Duration, rows_max: usize, node: &str) -> Cursors {
         Cursors {
             kept: Mutex::new(Kept { pinned: VecDeque::new(), rows: 0, count: 0 }),
             random: RandomState::new(),
             lifetime,
             rows_max,
+            suffix: if node.is_empty() { String::new() } else { format!(".{node}") },
         }
     }
 
@@ -124,7 +128,7 @@ impl Cursors {
             answer: answer.clone(),
             expires: now + self.lifetime,
         });
-        Ok(Page { answer, rows: 0..limit, next_cursor: Some(token(id, limit)) })
+        Ok(Page { answer, rows: 0..limit, next_cursor: Some(self.token(id, limit)) })
     }
 
     /// A later page. With `given`, the parameters beside the cursor must ask what was pinned.
@@ -137,7 +141,7 @@ impl Cursors {
         now: Instant,
     ) -> Result<Page, Problem> {
         let wrong = || Problem::parameter("cursor", cursor, "the next_cursor of an earlier page");
-        let (id, from) = parsed(cursor).ok_or_else(wrong)?;
+        let (id, from) = cursor.strip_suffix(&self.suffix).and_then(parsed).ok_or_else(wrong)?;
         let mut kept = self.kept.lock();
         while kept.pinned.front().is_some_and(|oldest| oldest.expires <= now) {
             kept.drop_oldest();
@@ -167,8 +171,12 @@ impl Cursors {
         Ok(Page {
             answer: pinned.answer.clone(),
             rows: from..to,
-            next_cursor: (to < rows).then(|| token(id, to)),
+            next_cursor: (to < rows).then(|| self.token(id, to)),
         })
+    }
+
+    fn token(&self, id: u128, row: usize) -> String {
+        format!("{id:032x}.{row}{}", self.suffix)
     }
 }
 
@@ -178,10 +186,6 @@ impl Kept {
             self.rows -= oldest.answer.rows.len();
         }
     }
-}
-
-fn token(id: u128, row: usize) -> String {
-    format!("{id:032x}.{row}")
 }
 
 fn parsed(cursor: &str) -> Option<(u128, usize)> {
@@ -224,7 +228,7 @@ mod tests {
 
     #[test]
     fn pages_cover_the_pinned_answer_once() {
-        let (cursors, now) = (Cursors::new(LIFETIME, 100), Instant::now());
+        let (cursors, now) = (Cursors::new(LIFETIME, 100, ""), Instant::now());
         let mut page = cursors.first(question("a"), answer(10), 3, now).unwrap();
         let mut seen = vec![page.rows.clone()];
         while let Some(cursor) = &page.next_cursor {
@@ -235,8 +239,22 @@ mod tests {
     }
 
     #[test]
+    fn a_cursor_names_its_node_and_belongs_to_it() {
+        let now = Instant::now();
+        let [a, b] = ["a", "b"].map(|node| Cursors::new(LIFETIME, 100, node));
+        let cursor = a.first(question("o"), answer(10), 3, now).unwrap().next_cursor.unwrap();
+        assert!(cursor.ends_with(".3.a"), "{cursor}");
+        let next = a.next(&cursor, &question("o"), false, 3, now).unwrap().next_cursor.unwrap();
+        assert!(next.ends_with(".6.a"), "{next}");
+        for wrong in [cursor.as_str(), &cursor[..cursor.len() - 2]] {
+            let problem = b.next(wrong, &question("o"), false, 3, now).unwrap_err();
+            assert_eq!(problem.kind(), Kind::Parameter, "{wrong}");
+        }
+    }
+
+    #[test]
     fn an_answer_that_fits_is_not_pinned() {
-        let cursors = Cursors::new(LIFETIME, 100);
+        let cursors = Cursors::new(LIFETIME, 100, "");
         let page = cursors.first(question("a"), answer(3), 3, Instant::now()).unwrap();
         assert_eq!((page.rows, page.next_cursor), (0..3, None));
         assert_eq!(cursors.kept.lock().rows, 0);
@@ -244,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_cursor_ends_after_its_lifetime() {
-        let (cursors, now) = (Cursors::new(LIFETIME, 100), Instant::now());
+        let (cursors, now) = (Cursors::new(LIFETIME, 100, ""), Instant::now());
         let cursor = cursors.first(question("a"), answer(10), 3, now).unwrap().next_cursor.unwrap();
         let late = now + LIFETIME;
         let just = late - Duration::from_millis(1);
@@ -256,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_oldest_answers_make_room() {
-        let (cursors, now) = (Cursors::new(LIFETIME, 25), Instant::now());
+        let (cursors, now) = (Cursors::new(LIFETIME, 25, ""), Instant::now());
         let pin =
             |org| cursors.first(question(org), answer(10), 3, now).unwrap().next_cursor.unwrap();
         let (a, b, c) = (pin("a"), pin("b"), pin("c"));
@@ -271,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_cursor_belongs_to_its_question() {
-        let (cursors, now) = (Cursors::new(LIFETIME, 100), Instant::now());
+        let (cursors, now) = (Cursors::new(LIFETIME, 100, ""), Instant::now());
         let cursor = cursors.first(question("a"), answer(10), 3, now).unwrap().next_cursor.unwrap();
         let kind = |question: &Question, given| {
             cursors.next(&cursor, question, given, 3, now).map_err(|problem| problem.kind()).err()
@@ -291,7 +309,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_forged_cursor_is_refused(text in "([0-9a-f]{30,34}|.{0,40})(\\.[0-9+-]{0,25})?") {
-            let cursors = Cursors::new(LIFETIME, 100);
+            let cursors = Cursors::new(LIFETIME, 100, "");
             let now = Instant::now();
             cursors.first(question("a"), answer(10), 3, now).unwrap();
             prop_assert!(cursors.next(&text, &question("a"), false, 3, now).is_err());
@@ -300,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_row_beyond_the_answer_is_refused() {
-        let (cursors, now) = (Cursors::new(LIFETIME, 100), Instant::now());
+        let (cursors, now) = (Cursors::new(LIFETIME, 100, ""), Instant::now());
         let cursor = cursors.first(question("a"), answer(10), 3, now).unwrap().next_cursor.unwrap();
         let id = cursor.split_once('.').unwrap().0;
         for row in ["10", "18446744073709551615", "18446744073709551616", "", "+1"] {

@@ -34,6 +34,13 @@ pub(crate) struct Fake {
     pub panics: Mutex<bool>,
     pub state: Mutex<String>,
     pub streams: Mutex<VecDeque<BoxStream<'static, StreamEvent>>>,
+    /// The answer to what was missed.
+    pub missed: Mutex<Vec<Bytes>>,
+    /// Questions with this in them are never answered.
+    pub stuck: Mutex<Option<String>>,
+    /// Questions with this in them are answered once released.
+    pub held: Mutex<Option<String>>,
+    pub release: watch::Sender<bool>,
 }
 
 impl Default for Fake {
@@ -51,13 +58,44 @@ impl Default for Fake {
             panics: Mutex::default(),
             state: Mutex::new("live".to_owned()),
             streams: Mutex::default(),
+            missed: Mutex::new(vec![Bytes::from_static(CURRENT)]),
+            stuck: Mutex::default(),
+            held: Mutex::default(),
+            release: watch::Sender::new(false),
         }
     }
 }
 
-pub(super) const SHARDS: u16 = 4;
+pub(crate) const SHARDS: u16 = 4;
 
-pub(super) fn rows(n: usize) -> Vec<SpendRow> {
+/// A live message as the engine writes it.
+const CURRENT: &[u8] = include_bytes!("../../config/wire/live/current.json").trim_ascii_end();
+
+/// Figures with something in every member.
+fn figures() -> Figures {
+    Figures {
+        events: 3,
+        input_tokens: 1_122,
+        cached_input_tokens: 360,
+        cache_write_tokens: 64,
+        cache_write_1h_tokens: 32,
+        output_tokens: 132,
+        reasoning_tokens: 40,
+        audio_input_tokens: 10,
+        audio_output_tokens: 5,
+        images: 1,
+        searches: 2,
+        cost: Some(Atto::new(1_237_500_000_000_000)),
+        costs: CostSplit { ai: Atto::new(1_237_500_000_000_000), ..CostSplit::default() },
+        unpriced_events: 0,
+    }
+}
+
+fn at(text: &str) -> Time {
+    Time::parse(text).unwrap()
+}
+
+pub(crate) fn rows(n: usize) -> Vec<SpendRow> {
     (0..n)
         .map(|n| SpendRow {
             window_start: Some("2026-01-02T00:00:00+01:00".to_owned()),
@@ -65,6 +103,11 @@ pub(super) fn rows(n: usize) -> Vec<SpendRow> {
             figures: Figures { events: 1, cost: Some(Atto::usd(3)), ..Figures::default() },
         })
         .collect()
+}
+
+fn price() -> PriceEntry {
+    let text = r#"{"provider":"openai","model":"gpt-4o","effective_from":"2026-01-15T00:00:00Z","input":"2.5","cached_input":"1.25","output":"10"}"#;
+    serde_json::from_str(text).unwrap()
 }
 
 fn changed() -> Positions {
@@ -83,13 +126,22 @@ impl Fake {
         position: Option<Positions>,
         answer: T,
     ) -> BoxFuture<'static, ApiResult<T>> {
+        let stuck = self.stuck.lock().as_ref().is_some_and(|stuck| asked.contains(stuck));
+        let held = self.held.lock().as_ref().is_some_and(|held| asked.contains(held));
+        let mut release = self.release.subscribe();
         self.asked.lock().push(asked);
+        if stuck {
+            return future::pending().boxed();
+        }
         assert!(!*self.panics.lock(), "the test asked for a panic");
         if let Some(error) = self.error.lock().clone() {
             return future::ready(Err(error)).boxed();
         }
         let (mut reached, mut gate) = (self.reached.subscribe(), self.gate.subscribe());
         async move {
+            if held {
+                let _ = release.wait_for(|released| *released).await;
+            }
             if let Some(position) = position {
                 let most = position.shards.iter().map(|(_, p)| *p).chain(position.control).max();
                 let _ = reached.wait_for(|reached| *reached >= most.unwrap_or(0)).await;
@@ -142,11 +194,8 @@ impl Api for Fake {
     }
 
     fn top(&self, query: TopQuery) -> BoxFuture<'static, ApiResult<(Vec<TopRow>, AsOf)>> {
-        let row = TopRow {
-            org: Some("acme".to_owned()),
-            key: "acme".to_owned(),
-            figures: Figures::default(),
-        };
+        let row =
+            TopRow { org: Some("acme".to_owned()), key: "acme".to_owned(), figures: figures() };
         self.answer(format!("{query:?}"), query.min_position, (vec![row], self.as_of()))
     }
 
@@ -161,8 +210,8 @@ impl Api for Fake {
             tier: "standard".to_owned(),
             min_input_tokens: 0,
             lacking: vec!["input".to_owned()],
-            first: Time(0),
-            last: Time(0),
+            first: at("2026-01-02T03:00:00Z"),
+            last: at("2026-01-02T09:45:00Z"),
             events: 1,
         };
         self.answer(format!("unpriced {org}"), min_position, (vec![row], self.as_of()))
@@ -216,7 +265,7 @@ impl Api for Fake {
         &self,
         model: Option<String>,
     ) -> BoxFuture<'static, ApiResult<(Vec<PriceEntry>, Positions)>> {
-        self.answer(format!("prices {model:?}"), None, (Vec::new(), changed()))
+        self.answer(format!("prices {model:?}"), None, (vec![price()], changed()))
     }
 
     fn set_prices(&self, entries: Vec<PriceEntry>) -> BoxFuture<'static, ApiResult<Positions>> {
@@ -227,7 +276,21 @@ impl Api for Fake {
         &self,
         entries: Vec<PriceEntry>,
     ) -> BoxFuture<'static, ApiResult<PriceEffect>> {
-        let effect = PriceEffect { entries_changed: entries.len(), ..PriceEffect::default() };
+        let by_org = OrgEffect {
+            org: "acme".to_owned(),
+            events: 3,
+            cost_before: Atto::new(1_237_500_000_000_000),
+            cost_after: Atto::new(1_485_000_000_000_000),
+        };
+        let effect = PriceEffect {
+            entries_changed: entries.len(),
+            orgs: 1,
+            events: by_org.events,
+            cost_before: by_org.cost_before,
+            cost_after: by_org.cost_after,
+            by_org: vec![by_org],
+            as_of: "3:118,c:19".parse().unwrap(),
+        };
         self.answer(format!("preview {} prices", entries.len()), None, effect)
     }
 
@@ -284,7 +347,8 @@ impl Api for Fake {
         org: String,
         after: Option<StreamId>,
     ) -> BoxFuture<'static, ApiResult<Vec<Bytes>>> {
-        self.answer(format!("catch_up {org} {after:?}"), None, Vec::new())
+        let missed = self.missed.lock().clone();
+        self.answer(format!("catch_up {org} {after:?}"), None, missed)
     }
 
     fn status(&self) -> BoxFuture<'static, Vec<ShardStatus>> {
