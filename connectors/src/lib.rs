@@ -22,4 +22,6 @@ pub mod nats;
 pub mod org_state;
 pub mod price_import;
 pub mod requests;
+#[cfg(test)]
+mod schema;
 pub mod sled;

@@ -10,6 +10,7 @@
 //! | [`import`] | an account as a place to copy logs from and to |
 //! | [`follow`] | the reader's side of the live protocol, pure; [`subscriber`] does what it says, `asking` asks |
 //! | [`service`] | questions, answered as a micro-service; [`endpoints`] is their table |
+//! | [`asyncapi`] | the document that describes all subjects |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
 //! | [`producer`] | messages to usage streams, repeated until they are acknowledged |
 //!
@@ -17,6 +18,7 @@
 
 pub mod announce;
 mod asking;
+pub mod asyncapi;
 pub mod connection;
 pub mod endpoints;
 pub mod follow;
