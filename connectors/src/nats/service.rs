@@ -73,7 +73,7 @@ impl Default for ServiceSettings {
         ServiceSettings {
             limits: Limits::default(),
             decoders: Decoders::default(),
-            questions_max: 256,
+            questions_max: 512,
             waiting_max: 256,
             admin_max: 32,
             question_bytes_max: 64 * 1024,
