@@ -10,6 +10,7 @@ pub mod checkpoint_record;
 #[cfg(test)]
 mod checkpoint_testing;
 pub mod codec;
+pub mod copy;
 pub mod embedded;
 #[cfg(test)]
 mod fake;

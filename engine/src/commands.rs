@@ -3,16 +3,19 @@
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use meterr_connectors::checkpoint::CheckpointStore;
 use meterr_connectors::checkpoint_file::{self, Transferred};
+use meterr_connectors::copy::Compared;
 use meterr_connectors::embedded::DataDirLock;
+use meterr_connectors::nats::connection::shown;
 use meterr_connectors::sled::{SledOptions, SledStore};
 use meterr_operators::ids::ShardId;
 use serde_json::json;
 
-use crate::cli::args::{CheckpointCommand, DemoArgs, GenArgs, ServeArgs, VerifyArgs};
+use crate::cli::args::{CheckpointCommand, DemoArgs, GenArgs, LogCopyArgs, ServeArgs, VerifyArgs};
 use crate::cli::{Commands, Console, Exit, Table, count};
+use crate::copy::{self, Location, Phase};
 use crate::node::Data;
 use crate::settings::Settings;
 use crate::verify::{self, Report};
@@ -69,7 +72,7 @@ impl Commands for Engine {
         if args.json {
             console.json(&serde_json::to_value(&report)?)?;
         } else {
-            show(&report, console)?;
+            show(&report, "every row published and held", console)?;
         }
         Ok(if same { Exit::Done } else { Exit::Different })
     }
@@ -200,6 +203,40 @@ impl Commands for Engine {
         }
     }
 
+    fn log_copy(
+        &self,
+        settings: Settings,
+        args: &LogCopyArgs,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit> {
+        let bar = copy_bar(console.progress && !args.json);
+        let replicas = args.replicas.map(usize::from);
+        let report = copy::run(&args.from, &args.to, replicas, &settings, &mut |phase, at, of| {
+            let what = match phase {
+                Phase::Look => "looking",
+                Phase::Copy => "copying",
+                Phase::Compare => "comparing records",
+                Phase::Views => "comparing views",
+            };
+            if at == 0 {
+                bar.reset();
+            }
+            bar.set_message(what);
+            bar.set_length(of);
+            bar.set_position(at);
+        });
+        bar.finish_and_clear();
+        let report = report?;
+        if args.json {
+            let mut value = serde_json::to_value(&report)?;
+            value["same"] = report.same().into();
+            console.json(&value)?;
+        } else {
+            show_copy(&report, &args.to, console)?;
+        }
+        Ok(if report.same() { Exit::Done } else { Exit::Different })
+    }
+
     fn generate(&self, args: &GenArgs, console: &mut Console) -> anyhow::Result<Exit> {
         let options = workload::Options {
             events: args.events,
@@ -236,6 +273,55 @@ impl Commands for Engine {
         }
         Ok(Exit::Done)
     }
+}
+
+fn copy_bar(shown: bool) -> ProgressBar {
+    if !shown {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg:18} {bar:30} {human_pos}/{human_len} {per_sec}");
+    ProgressBar::new(0).with_style(style.expect("the template is a constant, a test builds it"))
+}
+
+fn show_copy(report: &copy::Report, to: &Location, console: &mut Console) -> anyhow::Result<()> {
+    let n = |n: u64| count(n as i64);
+    let rate = report.copied as f64 / (report.copied_ms.max(1) as f64 / 1e3);
+    writeln!(
+        console.out,
+        "{} logs, {} records: {} copied at {} a second, {} were there",
+        2 * u64::from(report.shards) + 1,
+        n(report.records),
+        n(report.copied),
+        count(rate as i64),
+        n(report.records - report.copied),
+    )?;
+    let Compared { records, bytes, differences_total, differences } = &report.compared;
+    writeln!(
+        console.out,
+        "{} records with {} bytes read back and compared",
+        n(*records),
+        n(*bytes)
+    )?;
+    if *differences_total > 0 {
+        writeln!(console.out, "{} differ:", n(*differences_total))?;
+        for difference in differences {
+            writeln!(console.out, "  {difference}")?;
+        }
+    }
+    show(&report.views, "every row published and held, on both sides,", console)?;
+    if !report.same() {
+        writeln!(console.err, "the copy differs from its source: do not serve it")?;
+        return Ok(());
+    }
+    let serve = match to {
+        Location::Embedded(dir) => format!("meterr serve --data-dir {}", dir.display()),
+        Location::Nats(url) => format!("meterr serve --nats {}", shown(url)),
+    };
+    writeln!(
+        console.err,
+        "source and copy are the same; go on with one of them only, the copy by: {serve}"
+    )?;
+    Ok(())
 }
 
 /// The data directory, which must be there: looking into one that is not would make it, and then
@@ -277,7 +363,7 @@ fn chosen(store: &SledStore, shards: &[u16]) -> anyhow::Result<Vec<ShardId>> {
     Ok(known.into_iter().filter(|s| shards.is_empty() || shards.contains(&s.0)).collect())
 }
 
-fn show(report: &Report, console: &mut Console) -> anyhow::Result<()> {
+fn show(report: &Report, what: &str, console: &mut Console) -> anyhow::Result<()> {
     let Report { shards, messages, events, rows, differences_total, .. } = report;
     let [messages, events, rows] = [*messages, *events, *rows].map(|n| count(n as i64));
     writeln!(
@@ -285,7 +371,7 @@ fn show(report: &Report, console: &mut Console) -> anyhow::Result<()> {
         "{shards} shards, {messages} messages, {events} events counted, {rows} rows recomputed"
     )?;
     if *differences_total == 0 {
-        writeln!(console.out, "every row published and held equals its recomputation")?;
+        writeln!(console.out, "{what} equals its recomputation")?;
         return Ok(());
     }
     writeln!(console.out, "{differences_total} rows differ:")?;

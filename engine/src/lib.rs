@@ -11,7 +11,7 @@
 //!
 //! Reading order: [`node`] and [`serve`] (start and stop), [`worker`], [`live`], [`recovery`],
 //! [`service`]; then [`cli`] and what its commands need ([`config`] and [`settings`], [`demo`],
-//! [`mod@verify`], [`workload`]).
+//! [`mod@verify`], [`copy`], [`workload`]).
 
 pub mod actors;
 pub mod announce;
@@ -19,6 +19,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod control_state;
+pub mod copy;
 pub mod demo;
 pub mod epoch;
 pub mod lifecycle;

@@ -12,6 +12,7 @@ use meterr_connectors::api::ShardStatus;
 use meterr_connectors::checkpoint::{CheckpointError, CheckpointStore};
 use meterr_connectors::embedded::{
     DataDirLock, EmbeddedLog, EmbeddedOptions, FileSystem, LockError, RealFs, RecoveryReport,
+    unfinished_copy,
 };
 use meterr_connectors::log::{Log, LogError, Message, system_clock};
 use meterr_connectors::nats::streams::Wanted;
@@ -177,6 +178,16 @@ impl Data {
                 )
             }
             None => {
+                let listed = unfinished_copy(&*fs, dir).map_err(|source| {
+                    let what = format!("cannot list {}", dir.display());
+                    NodeError::Io { what, source }
+                })?;
+                if listed {
+                    return Err(NodeError::Refused(format!(
+                        "{dir:?} holds a copy of a deployment that was not finished; run the same \
+                         `meterr log copy` again, which goes on where it stopped"
+                    )));
+                }
                 let log_dir = dir.join("log");
                 let mut embedded = Vec::new();
                 let open = |stream: &String| {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use meterr_connectors::codec::{decode_line, split_request};
 use meterr_connectors::http::{self, Decoders, HttpSettings};
 use meterr_connectors::log::LogError;
+use meterr_connectors::nats::service::ServiceSettings;
+use meterr_connectors::requests::Limits;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
@@ -116,10 +118,20 @@ async fn run(
         http::serve(http_settings(settings), Arc::new(service.clone()), decoders)
             .map_err(io(&format!("cannot listen on {}", settings.http.address)))?;
     let serving = actix::spawn(serving);
+    let questions = match data.nats() {
+        Some(nats) => {
+            let settings = service_settings(settings, decoders);
+            Some(nats.serve_queries(Arc::new(service.clone()), settings).await?)
+        }
+        None => None,
+    };
     ready(Running { address, service, stop: trigger, shared: shared.clone() });
     stopping.wait().await;
 
     shared.draining.send_replace(true);
+    if let Some(questions) = questions {
+        questions.stop().await;
+    }
     // Requests under way are finished: what they appended is acknowledged or not, never unknown.
     server.stop().await;
     drop(serving.await);
@@ -154,6 +166,16 @@ fn http_settings(settings: &Settings) -> HttpSettings {
         sse_subscribers_max: http.sse_subscribers_max,
         ..HttpSettings::default()
     }
+}
+
+fn service_settings(settings: &Settings, decoders: Decoders) -> ServiceSettings {
+    let http = &settings.http;
+    let limits = Limits {
+        request_timeout: http.request_timeout,
+        min_position_timeout: http.min_position_timeout,
+        ..Limits::default()
+    };
+    ServiceSettings { limits, decoders, ..ServiceSettings::default() }
 }
 
 /// Follows the control log: for the surfaces' own state, and for every worker.

@@ -36,7 +36,7 @@ type Rows = BTreeMap<(String, String, Option<String>, Option<String>), Figures>;
 pub struct Difference {
     /// The shard.
     pub shard: ShardId,
-    /// `published` or `held`.
+    /// `published` or `held`; of a copy also `recomputed`, each with `copy: ` before it.
     pub account: &'static str,
     /// The org.
     pub org: String,
@@ -77,6 +77,42 @@ pub const DIFFERENCES_MAX: usize = 100;
 /// # Errors
 /// When its logs or checkpoint cannot be read.
 pub fn shard(spec: &ShardSpec, report: &mut Report) -> Result<(), StopReason> {
+    let Accounts { published, held, right } = accounts(spec, report)?;
+    report.shards += 1;
+    report.rows += right.len() as u64;
+    compare(spec.id, "published", &published, &right, report);
+    compare(spec.id, "held", &held, &right, report);
+    Ok(())
+}
+
+/// Verifies one shard and a copy of it: all three accounts of either must say the same.
+///
+/// # Errors
+/// When logs of either cannot be read.
+pub fn copied(source: &ShardSpec, copy: &ShardSpec, report: &mut Report) -> Result<(), StopReason> {
+    let id = source.id;
+    let Accounts { published, held, right } = accounts(source, report)?;
+    report.shards += 1;
+    report.rows += right.len() as u64;
+    compare(id, "published", &published, &right, report);
+    compare(id, "held", &held, &right, report);
+    drop((published, held));
+    // Counted once.
+    let Accounts { published, held, right: again } = accounts(copy, &mut Report::default())?;
+    compare(id, "copy: recomputed", &again, &right, report);
+    compare(id, "copy: published", &published, &right, report);
+    compare(id, "copy: held", &held, &right, report);
+    Ok(())
+}
+
+/// What a shard's logs say in three ways.
+struct Accounts {
+    published: Rows,
+    held: Rows,
+    right: Rows,
+}
+
+fn accounts(spec: &ShardSpec, report: &mut Report) -> Result<Accounts, StopReason> {
     let commits = commits_behind(&*spec.logs.out, 0)?;
     let last = commits.last().map(|(_, commit)| commit.clone());
     let (usage_to, control_to) =
@@ -84,11 +120,7 @@ pub fn shard(spec: &ShardSpec, report: &mut Report) -> Result<(), StopReason> {
     let right = recompute(spec, &commits, usage_to, control_to, report)?;
     let published = published(spec, &commits)?;
     let held = held(spec)?;
-    report.shards += 1;
-    report.rows += right.len() as u64;
-    compare(spec.id, "published", &published, &right, report);
-    compare(spec.id, "held", &held, &right, report);
-    Ok(())
+    Ok(Accounts { published, held, right })
 }
 
 fn compare(shard: ShardId, account: &'static str, found: &Rows, right: &Rows, report: &mut Report) {

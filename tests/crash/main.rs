@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use meterr_operators::rng::Rng;
-use support::{Launch, number_from_env};
+use support::{Launch, Server, number_from_env};
 
 use model::{Model, ORGS};
 use stage::Stage;
@@ -96,13 +96,14 @@ fn every_acknowledged_event_counts_once_through_kill_9() {
     let model = Arc::into_inner(model).unwrap().into_inner().unwrap();
     println!("{lines} lines, {changes} changes of prices and zones, {killed_early} early kills");
     assert!(lines > 20 * rounds && changes > 0, "too little happened: {lines} lines");
-    model.check(&server);
+    model.check(&server, &everywhere(&server));
     // Everything once more: nothing may change.
-    for batch in model.lines().chunks(500) {
+    let lines: Vec<_> = model.events.iter().map(|((_, id), version)| version.line(id)).collect();
+    for batch in lines.chunks(500) {
         let text: String = batch.concat();
         publisher::post(&server.url, &text).unwrap();
     }
-    model.check(&server);
+    model.check(&server, &everywhere(&server));
 
     stage.over.store(true, Ordering::SeqCst);
     let states: Vec<_> = ORGS.iter().map(|org| subscriber::snapshot(&server.url, org)).collect();
@@ -112,6 +113,22 @@ fn every_acknowledged_event_counts_once_through_kill_9() {
     }
     let report = launch.verified();
     assert_eq!(report["events"], model.events_counted(), "{report}");
+}
+
+/// The heads of all logs: what every acknowledged record is included in.
+fn everywhere(server: &Server) -> String {
+    let shards = server.get("/v1/shards").expect(200);
+    let control =
+        server.get("/v1/prices?model=none").expect(200)["as_of"].as_str().unwrap().to_owned();
+    let mut at: Vec<String> = shards["shards"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|shard| shard["usage_head"] != 0)
+        .map(|shard| format!("{}:{}", shard["shard"], shard["usage_head"]))
+        .collect();
+    at.push(control);
+    at.join(",")
 }
 
 /// A server that was started on what a crash left must have nothing to complain of but torn ends.

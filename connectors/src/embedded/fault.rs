@@ -361,8 +361,14 @@ impl FileSystem for FaultFs {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.disk.state.lock();
-        let inside = state.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+        let name = |path: &Path| {
+            // The first part below the directory: a file's name, or a directory that has files.
+            let first = path.strip_prefix(dir).ok()?.components().next()?;
+            Some(first.as_os_str().to_str()?.to_owned())
+        };
+        let mut names: Vec<String> = state.names.keys().filter_map(|path| name(path)).collect();
+        names.dedup();
+        Ok(names)
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {

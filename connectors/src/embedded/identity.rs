@@ -72,6 +72,18 @@ impl Identity {
         Identity { log, uuid, salt }
     }
 
+    /// One with the name of the log that a copy is made of; the error says why that cannot be. The
+    /// salt is new, as the files are.
+    pub fn named(stream: &str, uuid: &str) -> Result<Identity, String> {
+        let bytes = name_bytes(uuid).ok_or_else(|| {
+            format!("{uuid:?} cannot name a log: 1 to 64 of A-Z, a-z, 0-9, - and _ can")
+        })?;
+        let mut identity = Identity::generate(stream);
+        identity.uuid = bytes;
+        uuid.clone_into(&mut identity.log.uuid);
+        Ok(identity)
+    }
+
     fn encode(&self) -> String {
         let mut text = format!(
             "{FIRST_LINE}{FORMAT}\nstream {}\nuuid {}\nsalt {:08x}{:08x}\n",
@@ -114,7 +126,8 @@ impl Identity {
                 field("stream")?
             ));
         }
-        let uuid = uuid_bytes(field("uuid")?).ok_or_else(damaged)?;
+        let name = field("uuid")?.to_owned();
+        let uuid = name_bytes(&name).ok_or_else(damaged)?;
         let salt = field("salt")?;
         let halves = (salt.len() == 16 && salt.is_ascii()).then(|| salt.split_at(8));
         let (head, body) = halves.ok_or_else(damaged)?;
@@ -122,7 +135,7 @@ impl Identity {
             head: hex_u32(head).ok_or_else(damaged)?,
             body: hex_u32(body).ok_or_else(damaged)?,
         };
-        let log = LogIdentity { stream: stream.to_owned(), uuid: uuid_text(&uuid) };
+        let log = LogIdentity { stream: stream.to_owned(), uuid: name };
         Ok(Identity { log, uuid, salt })
     }
 
@@ -169,6 +182,19 @@ fn uuid_text(bytes: &[u8; 16]) -> String {
     text
 }
 
+/// What stands for a log's name in its segments: the UUID, or a hash of a name that is none, as that
+/// of a stream which somebody else created.
+fn name_bytes(name: &str) -> Option<[u8; 16]> {
+    if let Some(bytes) = uuid_bytes(name).filter(|bytes| uuid_text(bytes) == name) {
+        return Some(bytes);
+    }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let fits = (1..=64).contains(&name.len()) && name.bytes().all(plain);
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
+    fits.then_some(bytes)
+}
+
 fn uuid_bytes(text: &str) -> Option<[u8; 16]> {
     let hex: Vec<u8> = text.bytes().filter(|b| *b != b'-').collect();
     if text.len() != 36 || hex.len() != 32 || !hex.iter().all(u8::is_ascii_hexdigit) {
@@ -189,6 +215,20 @@ mod tests {
     fn encode_then_decode_gives_the_same() {
         let identity = Identity::generate("USAGE_3");
         assert_eq!(Identity::decode(identity.encode().as_bytes(), "USAGE_3"), Ok(identity));
+    }
+
+    #[test]
+    fn a_copy_keeps_the_name_and_has_a_salt_of_its_own() {
+        let source = Identity::generate("USAGE_3");
+        let copy = Identity::named("USAGE_3", &source.log.uuid).unwrap();
+        assert_eq!((&copy.log, copy.uuid), (&source.log, source.uuid));
+        assert_ne!(copy.salt, source.salt);
+        let other = Identity::named("USAGE_3", "created-17").unwrap();
+        assert_eq!(Identity::decode(other.encode().as_bytes(), "USAGE_3"), Ok(other.clone()));
+        assert_ne!(other.uuid, Identity::named("USAGE_3", "created-18").unwrap().uuid);
+        for bad in ["", "a b", "a\nsalt 0", &"a".repeat(65)] {
+            assert!(Identity::named("USAGE_3", bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@
 mod fault;
 mod file;
 mod identity;
+mod import;
 mod lock;
 mod reader;
 mod recovery;
@@ -45,6 +46,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use fault::FaultFs;
 pub use file::{File, FileSystem, RealFs};
+pub use import::{EmbeddedPlace, unfinished_copy};
 pub use lock::{DataDirLock, LockError};
 
 use crate::log::{
@@ -53,7 +55,7 @@ use crate::log::{
 use identity::Identity;
 use segment::{FRAME, commit_subject, encode_frame};
 use state::{CommitRecord, State};
-use writer::{Part, Queue, Request, Writer};
+use writer::{Kind, Part, Queue, Request, Writer};
 
 /// Unit in which room in the queue is counted, in bytes.
 const ROOM_BYTES: usize = 1024;
@@ -152,7 +154,18 @@ impl EmbeddedLog {
         fs: Arc<dyn FileSystem>,
         clock: Clock,
     ) -> LogResult<(Arc<EmbeddedLog>, RecoveryReport)> {
-        let opened = recovery::open(&*fs, dir, stream, options.tail_bytes)?;
+        EmbeddedLog::start(dir, stream, None, options, fs, clock)
+    }
+
+    fn start(
+        dir: &Path,
+        stream: &str,
+        uuid: Option<&str>,
+        options: EmbeddedOptions,
+        fs: Arc<dyn FileSystem>,
+        clock: Clock,
+    ) -> LogResult<(Arc<EmbeddedLog>, RecoveryReport)> {
+        let opened = recovery::open(&*fs, dir, stream, uuid, options.tail_bytes)?;
         let room = (options.queue_bytes_max / ROOM_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         let progress = Progress { head: opened.state.head, stopped: false };
         let shared = Arc::new(Shared {
@@ -266,13 +279,13 @@ impl Shared {
 
     async fn submit(
         self: Arc<Self>,
-        messages: Vec<Message>,
-        previous: Option<u64>,
+        messages: Vec<(Message, Time)>,
+        kind: Kind,
     ) -> LogResult<Appended> {
         self.check_poison()?;
         let max = self.options.message_bytes_max.min(1 << 30);
         let mut bytes_total = 0;
-        for message in &messages {
+        for (message, _) in &messages {
             let bytes = message.bytes();
             if bytes > max {
                 return Err(LogError::TooLarge { bytes, max });
@@ -291,14 +304,14 @@ impl Shared {
             return Err(self.stopped());
         };
         let mut frames = Vec::with_capacity(bytes_total);
-        let encode = |message: Message| {
+        let encode = |(message, time): (Message, Time)| {
             let start = frames.len();
             encode_frame(&message, self.identity.salt, &mut frames);
-            Part { message, frame: start..frames.len() }
+            Part { message, frame: start..frames.len(), time }
         };
         let parts = messages.into_iter().map(encode).collect();
         let (reply, answer) = oneshot::channel();
-        if !self.queue.push(Request { previous, frames, parts, reply, _room: room }) {
+        if !self.queue.push(Request { kind, frames, parts, reply, _room: room }) {
             return Err(self.stopped());
         }
         match answer.await {
@@ -306,6 +319,11 @@ impl Shared {
             Err(oneshot::Canceled) => Err(self.stopped()),
         }
     }
+}
+
+/// Messages whose time the writer gives.
+fn untimed(messages: Vec<Message>) -> Vec<(Message, Time)> {
+    messages.into_iter().map(|message| (message, Time::default())).collect()
 }
 
 /// Appends take effect from the first poll on; dropping the future later does not take them back.
@@ -333,7 +351,7 @@ impl Log for EmbeddedLog {
     }
 
     fn append(&self, messages: Vec<Message>) -> BoxFuture<'static, LogResult<Appended>> {
-        Box::pin(self.shared.clone().submit(messages, None))
+        Box::pin(self.shared.clone().submit(untimed(messages), Kind::Append))
     }
 
     fn commit(
@@ -355,7 +373,7 @@ impl Log for EmbeddedLog {
             }
             let mut messages = parts;
             messages.push(commit);
-            shared.submit(messages, Some(previous)).await
+            shared.submit(untimed(messages), Kind::Commit { previous }).await
         })
     }
 

@@ -88,11 +88,13 @@ pub(super) fn zone_damages(name: &str, scan: &Scan) -> Vec<Damage> {
     scan.zones.iter().map(damage).collect()
 }
 
-/// Opens the log in `dir`, creating it if there is none.
+/// Opens the log in `dir`, creating it if there is none. With `uuid` it has that identity when it is
+/// created, and must have it when it is there.
 pub(super) fn open(
     fs: &dyn FileSystem,
     dir: &Path,
     stream: &str,
+    uuid: Option<&str>,
     tail_bytes: usize,
 ) -> LogResult<Opened> {
     let failed = |what: &str, path: &Path, source: io::Error| LogError::Io {
@@ -106,6 +108,11 @@ pub(super) fn open(
             what: "a stream's name must not be empty or hold control characters".to_owned(),
         });
     }
+    let fresh = match uuid {
+        Some(uuid) => Identity::named(stream, uuid)
+            .map_err(|what| LogError::Format { stream: stream.to_owned(), what })?,
+        None => Identity::generate(stream),
+    };
     fs.create_dir(dir).map_err(|e| failed("cannot make", dir, e))?;
     let names = fs.list(dir).map_err(|e| failed("cannot list", dir, e))?;
     let mut firsts: Vec<u64> = names.iter().filter_map(|name| first_of_name(name)).collect();
@@ -114,9 +121,17 @@ pub(super) fn open(
     let (identity, created) = if names.iter().any(|name| name == identity::FILE) {
         let path = dir.join(identity::FILE);
         let read = Identity::load(fs, dir, stream).map_err(|e| failed("cannot read", &path, e))?;
-        (read.map_err(|what| opening.format(what))?, false)
+        let read = read.map_err(|what| opening.format(what))?;
+        if uuid.is_some() && read.log != fresh.log {
+            return Err(opening.format(format!(
+                "the directory holds the log {}, not {}; name another directory, or move this one \
+                 away",
+                read.log.uuid, fresh.log.uuid
+            )));
+        }
+        (read, false)
     } else {
-        (opening.create(&mut firsts)?, true)
+        (opening.create(fresh, &mut firsts)?, true)
     };
     if firsts.is_empty() {
         return Err(opening.format(
@@ -149,7 +164,7 @@ impl Opening<'_> {
     }
 
     /// Creates the log: first its first segment, then the identity, which makes it one.
-    fn create(&self, firsts: &mut Vec<u64>) -> LogResult<Identity> {
+    fn create(&self, identity: Identity, firsts: &mut Vec<u64>) -> LogResult<Identity> {
         for first in firsts.drain(..) {
             let name = file_name(first);
             let path = self.dir.join(&name);
@@ -163,7 +178,6 @@ impl Opening<'_> {
             }
             self.fs.remove(&path).map_err(|e| self.io("cannot remove", &name, e))?;
         }
-        let identity = Identity::generate(self.stream);
         let name = file_name(1);
         create_segment(self.fs, self.dir, &identity, 1)
             .map_err(|e| self.io("cannot make", &name, e))?;

@@ -34,10 +34,20 @@ const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Appends from this size on are written from where they are instead of being gathered.
 const GATHER_BYTES_MAX: usize = 256 * 1024;
 
+/// On what condition messages are appended, and when they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// On none, now.
+    Append,
+    /// If the last commit record stands there, now.
+    Commit { previous: u64 },
+    /// If the next position is this one, at the times that stand in the parts.
+    Import { first: u64 },
+}
+
 /// An append on its way.
 pub(super) struct Request {
-    /// For a commit: where the last one must stand.
-    pub previous: Option<u64>,
+    pub kind: Kind,
     /// The frames, complete but for what only the writer knows.
     pub frames: Vec<u8>,
     pub parts: Vec<Part>,
@@ -50,6 +60,8 @@ pub(super) struct Request {
 pub(super) struct Part {
     pub message: Message,
     pub frame: Range<usize>,
+    /// Its log time, which the writer gives unless the message is imported.
+    pub time: Time,
 }
 
 /// Appends that wait. Its length is bounded by the room each of them had to get first.
@@ -185,9 +197,9 @@ impl Writer {
             bytes == 0 || bytes + next.frames.len() <= GROUP_BYTES_MAX
         };
         while requests.front().is_some_and(|next| fits(bytes, next))
-            && let Some(request) = requests.pop_front()
+            && let Some(mut request) = requests.pop_front()
         {
-            let outcome = self.decide(&request);
+            let outcome = self.decide(&mut request);
             if outcome.is_ok() {
                 bytes += request.frames.len();
             }
@@ -209,25 +221,43 @@ impl Writer {
         Ok(())
     }
 
-    /// Gives positions and time, or refuses a commit that another one came before. Deciding here,
-    /// on the only thread that appends, is what makes check and append one step.
-    fn decide(&mut self, request: &Request) -> LogResult<Appended> {
-        if let Some(expected) = request.previous
-            && expected != self.commit
-        {
-            let (stream, actual) = (self.shared.identity.log.stream.clone(), self.commit);
-            return Err(LogError::Conflict { stream, expected, actual });
+    /// Gives positions and time, or refuses a commit that another one came before, or an import that
+    /// does not follow. Deciding here, on the only thread that appends, is what makes check and
+    /// append one step.
+    fn decide(&mut self, request: &mut Request) -> LogResult<Appended> {
+        let stream = || self.shared.identity.log.stream.clone();
+        let mut time = self.time;
+        match request.kind {
+            Kind::Commit { previous } if previous != self.commit => {
+                let (expected, actual) = (previous, self.commit);
+                return Err(LogError::Conflict { stream: stream(), expected, actual });
+            }
+            Kind::Import { first } if first != self.next => {
+                return Err(LogError::Format {
+                    stream: stream(),
+                    what: format!(
+                        "records from position {first} on do not follow its end at {}",
+                        self.next - 1
+                    ),
+                });
+            }
+            Kind::Import { .. } => time = time.max(request.parts.iter().map(|p| p.time).max()),
+            Kind::Append | Kind::Commit { .. } => {
+                time = time.max(Some((self.shared.clock)()));
+                for part in &mut request.parts {
+                    part.time = time.unwrap_or_default();
+                }
+            }
         }
         let first = self.next;
-        let time = self.time.max(Some((self.shared.clock)())).unwrap_or_default();
         for part in &request.parts {
             if commit_subject(&part.message.subject) {
                 self.commit = self.next;
             }
             self.next += 1;
         }
-        self.time = Some(time);
-        Ok(Appended { first, last: self.next - 1, time })
+        self.time = time;
+        Ok(Appended { first, last: self.next - 1, time: time.unwrap_or_default() })
     }
 
     fn write(&mut self, first: u64, bytes: usize, taken: &mut [Taken]) -> Result<(), String> {
@@ -244,7 +274,7 @@ impl Writer {
             let Ok(appended) = outcome else { continue };
             for (position, part) in (appended.first..).zip(&request.parts) {
                 let frame = &mut request.frames[part.frame.clone()];
-                finish_frame(frame, salt, position, appended.time, first - 1);
+                finish_frame(frame, salt, position, part.time, first - 1);
             }
             let large = request.frames.len() >= GATHER_BYTES_MAX;
             if large || self.buffer.len() >= GROUP_BYTES_MAX / 2 {
@@ -281,7 +311,7 @@ impl Writer {
                 // Not the caller's buffer, which may be part of something much larger.
                 let payload_at = part.frame.end - message.payload.len();
                 message.payload = frames.slice(payload_at..part.frame.end);
-                let record = Record { position, time: appended.time, message };
+                let record = Record { position, time: part.time, message };
                 if commit_subject(&record.message.subject) {
                     self.segment_commit = entry;
                     state.commit =

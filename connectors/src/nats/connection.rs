@@ -1,9 +1,12 @@
 //! A connection to NATS that comes back by itself, with TLS and credentials.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use parking_lot::RwLock;
 
 /// Oldest server that does what is needed here.
 const SERVER_MIN: (i64, i64, i64) = (2, 11, 0);
@@ -80,6 +83,19 @@ pub fn shown(url: &str) -> String {
 /// # Errors
 /// When no server answers now: a wrong address should show at once.
 pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, ConnectError> {
+    connect_and_hear(settings, name, |_| ()).await
+}
+
+/// The same, with someone who hears what happens to the connection: losses, refusals.
+///
+/// # Errors
+/// As [`connect`].
+pub(super) async fn connect_and_hear(
+    settings: &NatsSettings,
+    name: &str,
+    hear: impl Fn(&Event) + Send + Sync + 'static,
+) -> Result<Client, ConnectError> {
+    let hear = Arc::new(hear);
     let url = shown(&settings.url);
     let servers = settings
         .url
@@ -95,7 +111,21 @@ pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, Conn
         .reconnect_delay_callback(|attempts| {
             Duration::from_millis((50 << attempts.min(6)).min(2_000) as u64)
         })
-        .event_callback(|event| async move { heard(&event) });
+        .event_callback(move |event| {
+            let hear = hear.clone();
+            async move {
+                heard(&event);
+                hear(&event);
+            }
+        });
+    // The client knows user and password of an address, but does not show them to the server.
+    if let Some(login) = servers.iter().find(|server| server.has_user_pass()) {
+        let user = decoded(login.username().unwrap_or_default());
+        options = match login.password() {
+            Some(password) => options.user_and_password(user, decoded(password)),
+            None => options.token(user),
+        };
+    }
     if let Some(path) = &settings.credentials {
         options = options
             .credentials_file(path)
@@ -125,6 +155,88 @@ pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Client, Conn
     Ok(client)
 }
 
+/// A connection that is made anew when its client dies. The client dies (its task panics) of a message
+/// with a carriage return in a header, and anybody who may publish can send one.
+pub struct Line {
+    settings: NatsSettings,
+    name: String,
+    client: RwLock<Client>,
+    /// Connections of clients that died.
+    before: AtomicU64,
+    reviving: tokio::sync::Mutex<()>,
+}
+
+impl Line {
+    /// Connects.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Line, ConnectError> {
+        let client = RwLock::new(connect(settings, name).await?);
+        let (settings, name) = (settings.clone(), name.to_owned());
+        let (before, reviving) = (AtomicU64::new(0), tokio::sync::Mutex::new(()));
+        Ok(Line { settings, name, client, before, reviving })
+    }
+
+    /// The client as it is now.
+    pub fn client(&self) -> Client {
+        self.client.read().clone()
+    }
+
+    /// Connections made so far.
+    pub fn connects(&self) -> u64 {
+        let now = self.client.read().statistics().connects.load(Ordering::Relaxed);
+        self.before.load(Ordering::Relaxed) + now
+    }
+
+    /// Whether the connection stands.
+    pub fn connected(&self) -> bool {
+        self.client.read().connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Replaces a client that is dead; says whether it was. One that only waits for a server is not.
+    pub async fn revive(&self) -> bool {
+        let _one = self.reviving.lock().await;
+        let client = self.client();
+        // Only a dead client refuses at once.
+        let asked = tokio::time::timeout(Duration::from_secs(2), client.flush()).await;
+        if !matches!(asked, Ok(Err(_))) {
+            return false;
+        }
+        tracing::error!(connection = self.name, "the NATS client died; connecting anew");
+        match connect(&self.settings, &self.name).await {
+            Ok(anew) => {
+                let connects = client.statistics().connects.load(Ordering::Relaxed);
+                self.before.fetch_add(connects, Ordering::Relaxed);
+                *self.client.write() = anew;
+            }
+            Err(error) => tracing::warn!(%error, "no connection"),
+        }
+        true
+    }
+}
+
+/// Undoes the percent encoding of a part of an address. What is no encoding stays as it is.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let digit = |at: usize| char::from(*tail.get(at)?).to_digit(16);
+        let code = digit(0).zip(digit(1)).and_then(|(a, b)| u8::try_from(a * 16 + b).ok());
+        match (first, code) {
+            (b'%', Some(code)) => {
+                bytes.push(code);
+                rest = &tail[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn heard(event: &Event) {
     match event {
         Event::Connected => tracing::info!("connected to NATS"),
@@ -147,6 +259,14 @@ mod tests {
     fn passwords_are_not_shown() {
         assert_eq!(shown("nats://u:p@a:4222, tls://b:1"), "nats://a:4222,tls://b:1");
         assert_eq!(shown("token@c:4222"), "c:4222");
+    }
+
+    #[test]
+    fn passwords_may_hold_any_character() {
+        assert_eq!(decoded("p%40ss%2fw%C3%B6rd"), "p@ss/wörd");
+        assert_eq!(decoded("100%"), "100%");
+        assert_eq!(decoded("%zz%4"), "%zz%4");
+        assert_eq!(decoded("%ff"), "\u{fffd}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::connection::{ConnectError, Line, NatsSettings, connect};
 use super::streams::{IDENTITY_KEY, Wanted, copied_to};
 use super::tail::Tail;
 use crate::log::{Appended, Log, LogError, LogIdentity, LogResult, Message, Record, system_clock};
@@ -76,9 +77,10 @@ pub struct Figures {
 /// Connections and runtime that the logs of a node share.
 #[derive(Clone)]
 pub struct Connections {
-    /// For what is read in large amounts.
-    pub input: Client,
-    /// For appends, commits and questions, so that they do not stand behind a megabyte of input.
+    /// For what is read in large amounts. What producers wrote comes by it.
+    pub input: Arc<Line>,
+    /// For appends and commits, so that they do not stand behind a megabyte of input. Only answers of the
+    /// server come by it, in JSON: nothing that a producer wrote as it is.
     pub output: Client,
     /// Where requests run.
     pub runtime: Handle,
@@ -87,18 +89,29 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// Connects twice; requests run on the runtime of the caller.
+    ///
+    /// # Errors
+    /// When no server answers or it cannot be used.
+    pub async fn connect(settings: &NatsSettings) -> Result<Connections, ConnectError> {
+        Ok(Connections {
+            input: Arc::new(Line::connect(settings, "meterr input").await?),
+            output: connect(settings, "meterr output").await?,
+            runtime: Handle::current(),
+            counters: Arc::new(Counters::default()),
+        })
+    }
+
     /// What was counted so far.
     pub fn figures(&self) -> Figures {
-        let clients = [&self.input, &self.output];
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let connects = |client: &&Client| {
-            client.statistics().connects.load(Ordering::Relaxed).saturating_sub(1)
-        };
+        let output = &self.output;
+        let reconnects = self.input.connects().saturating_sub(1)
+            + output.statistics().connects.load(Ordering::Relaxed).saturating_sub(1);
         Figures {
-            connected: clients
-                .iter()
-                .all(|c| c.connection_state() == async_nats::connection::State::Connected),
-            reconnects: clients.iter().map(connects).sum(),
+            connected: self.input.connected()
+                && output.connection_state() == async_nats::connection::State::Connected,
+            reconnects,
             retries: count(&self.counters.retries),
             landed: count(&self.counters.landed),
             refused: count(&self.counters.conflicts),
@@ -108,7 +121,7 @@ impl Connections {
     }
 
     pub(super) fn input(&self) -> jetstream::Context {
-        context(self.input.clone())
+        context(self.input.client())
     }
 
     pub(super) fn output(&self) -> jetstream::Context {
@@ -124,7 +137,7 @@ fn context(client: Client) -> jetstream::Context {
 /// A stream as log; clones share it.
 #[derive(Clone)]
 pub struct JetStreamLog {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 pub(super) struct Shared {
@@ -209,12 +222,18 @@ impl JetStreamLog {
             connections: connections.clone(),
             context,
             copied_to: copied_to(&info.config),
-            state: Mutex::new(State::of(&info)),
+            state: Mutex::new(State::of(&info, copied_to(&info.config))),
             changed: watch::Sender::new(()),
             tail: Tail::default(),
             nonce: nonce(),
             next_id: AtomicU64::new(0),
         });
+        let head = shared.state.lock().head;
+        if (1..=shared.copied_to).contains(&head)
+            && let Some(last) = shared.read_single(head).await?
+        {
+            shared.raise(head, Some(last.time));
+        }
         Ok(JetStreamLog { shared })
     }
 
@@ -225,7 +244,7 @@ impl JetStreamLog {
 
     /// Runs on the runtime, so that callers may wait with any executor, and a caller that goes away
     /// does not cut a write short.
-    fn run<T: Send + 'static>(
+    pub(super) fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = LogResult<T>> + Send + 'static,
     ) -> BoxFuture<'static, LogResult<T>> {
@@ -302,7 +321,7 @@ fn identity_of(info: &Info) -> String {
 }
 
 /// Random enough to be unlike that of any other process.
-fn nonce() -> String {
+pub(super) fn nonce() -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&std::process::id().to_le_bytes());
     hasher.update(&system_clock()().0.to_le_bytes());
@@ -314,20 +333,20 @@ fn nonce() -> String {
 }
 
 impl State {
-    fn of(info: &Info) -> State {
+    fn of(info: &Info, copied_to: u64) -> State {
         let mut state = State::default();
-        state.take(info);
+        state.take(info, copied_to);
         state
     }
 
-    fn take(&mut self, info: &Info) {
+    fn take(&mut self, info: &Info, copied_to: u64) {
         let found = &info.state;
         self.head = self.head.max(found.last_sequence);
         self.first = self.first.max(found.first_sequence).max(1);
         let nanos = found.last_timestamp.unix_timestamp_nanos();
         let time = i64::try_from(nanos.div_euclid(1_000)).map(Time).ok();
-        // An empty stream says year 1.
-        self.last_time = time.filter(|_| found.last_sequence > 0).max(self.last_time);
+        // An empty stream says year 1, and a copied record has its time in a header.
+        self.last_time = time.filter(|_| found.last_sequence > copied_to).max(self.last_time);
     }
 
     /// Takes in that a record is durable.
@@ -409,7 +428,7 @@ impl Shared {
             ));
             return Err(self.failure().unwrap_or_else(|| self.gone(found + 1, known + 1)));
         }
-        self.state.lock().take(&info);
+        self.state.lock().take(&info, self.copied_to);
         self.changed.send_replace(());
         Ok(())
     }

@@ -7,9 +7,12 @@
 //! | [`streams`] | how streams must be set, and what is wrong with one that is not |
 //! | [`log`] | a stream as [`Log`](crate::log::Log); `tail` follows it, `record` translates |
 //! | [`announce`] | live changes after each commit |
+//! | [`import`] | an account as a place to copy logs from and to |
+//! | [`follow`] | the reader's side of the live protocol, pure; [`subscriber`] does what it says |
 //! | [`service`] | questions, answered as a micro-service; [`endpoints`] is their table |
 //! | [`asyncapi`] | the document that describes all subjects |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
+//! | [`producer`] | messages to usage streams, repeated until they are acknowledged |
 //!
 //! Types of the client library stay in here.
 
@@ -17,13 +20,17 @@ pub mod announce;
 pub mod asyncapi;
 pub mod connection;
 pub mod endpoints;
+pub mod follow;
+pub mod import;
 pub mod log;
 pub mod mapping;
+pub mod producer;
 mod read;
 mod record;
 pub mod service;
 pub mod streams;
 pub mod subjects;
+pub mod subscriber;
 mod tail;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,17 @@
 //! Messages as JetStream keeps them ↔ records of a log.
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::RawMessage;
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use meterr_operators::time::Time;
 
 use super::streams::TIME_HEADER;
 use crate::log::{Message, Record};
 
 /// Headers of the transport, which are no part of a message's content.
-fn of_transport(name: &str) -> bool {
+pub(super) fn of_transport(name: &str) -> bool {
     let begins = |prefix: &str| {
         name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
@@ -68,6 +71,41 @@ pub(super) fn from_stream(message: StreamMessage, copied_to: u64) -> Record {
     Record { position, time, message: Message { subject, headers, payload: message.payload } }
 }
 
+/// A record as a stream's leader gives it. Read here and not by the client, which keeps only the last of
+/// several headers of one name, unlike for messages that come in other ways.
+pub(super) fn from_raw(raw: RawMessage, copied_to: u64) -> Result<Record, String> {
+    let decode = |text: &str| STANDARD.decode(text).map_err(|error| error.to_string());
+    let headers = raw.headers.as_deref().map(decode).transpose()?.unwrap_or_default();
+    let message = StreamMessage {
+        subject: raw.subject.into(),
+        sequence: raw.sequence,
+        headers: parse_headers(&headers),
+        payload: decode(&raw.payload)?.into(),
+        time: raw.time,
+    };
+    Ok(from_stream(message, copied_to))
+}
+
+/// Headers as they are stored: a line with the version, then one a header, which goes on in lines that
+/// begin with white space. What the client can read is read as it does, since what a message decodes to
+/// must not depend on the way it came; what would break its connection is passed over.
+fn parse_headers(bytes: &[u8]) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.lines().skip(1).peekable();
+    while let Some(line) = lines.next() {
+        let Some((name, value)) = line.split_once(':') else { continue };
+        let mut value = value.trim_start().to_owned();
+        while let Some(more) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(more);
+        }
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.trim_end().parse()) {
+            map.append::<HeaderName, HeaderValue>(name, value);
+        }
+    }
+    map
+}
+
 /// The headers to publish a message with.
 pub(super) fn to_headers(message: &Message) -> HeaderMap {
     let mut map = HeaderMap::new();
@@ -80,6 +118,17 @@ pub(super) fn to_headers(message: &Message) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stored_headers_are_read_like_all_others() {
+        let bytes =
+            "NATS/1.0\r\na: 1\r\na:2 \r\nce-id: x:y\r\nno header\r\nb c: 1\r\nd: 1\n2\r\n\r\n";
+        let own = |n: &str, v: &str| (n.to_owned(), v.to_owned());
+        let read = headers(Some(&parse_headers(bytes.as_bytes())));
+        assert_eq!(read, [own("a", "1"), own("a", "2"), own("ce-id", "x:y")]);
+        assert_eq!(headers(Some(&parse_headers(b""))), []);
+        assert_eq!(headers(Some(&parse_headers(b"NATS/1.0\r\na: \xff\r\n\r\n"))).len(), 1);
+    }
 
     #[test]
     fn headers_of_the_transport_are_not_content() {

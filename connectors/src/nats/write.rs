@@ -214,7 +214,7 @@ impl Shared {
 }
 
 /// An error with its cause, which holds the server's words.
-fn told(error: &dyn std::error::Error) -> String {
+pub(super) fn told(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),

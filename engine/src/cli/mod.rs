@@ -9,9 +9,12 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
+use meterr_connectors::nats::connection::ConnectError;
+use meterr_connectors::nats::producer::NotSent;
 use toml::Value;
 
 use crate::config::{self, ConfigError, Loaded, Sources};
+use crate::copy::Location;
 use crate::settings::Settings;
 use crate::telemetry;
 
@@ -31,7 +34,10 @@ mod table;
 mod testing;
 mod watch;
 
-use args::{CheckpointCommand, Cli, Command, ConfigArgs, DemoArgs, GenArgs, ServeArgs, VerifyArgs};
+use args::{
+    CheckpointCommand, Cli, Command, ConfigArgs, DemoArgs, GenArgs, LogCommand, LogCopyArgs,
+    ServeArgs, VerifyArgs,
+};
 pub use client::ClientError;
 pub use console::Console;
 pub use table::{Table, count};
@@ -47,7 +53,8 @@ pub enum Exit {
     Usage = 2,
     /// Some lines were rejected, the others are durable.
     Rejected = 3,
-    /// A view differs from its recomputation, or a checkpoint does not verify.
+    /// A view differs from its recomputation, a checkpoint does not verify, or a copy differs from its
+    /// source.
     Different = 4,
     /// The server cannot be reached, or does not answer in time.
     Unreachable = 5,
@@ -101,6 +108,17 @@ pub trait Commands {
         &self,
         settings: Settings,
         command: &CheckpointCommand,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit>;
+
+    /// `log copy`: [`Exit::Different`] when the copy differs from its source.
+    ///
+    /// # Errors
+    /// When it cannot be copied or compared.
+    fn log_copy(
+        &self,
+        settings: Settings,
+        args: &LogCopyArgs,
         console: &mut Console,
     ) -> anyhow::Result<Exit>;
 
@@ -187,6 +205,20 @@ fn dispatch(
             log(&loaded, "warn")?;
             commands.checkpoint(loaded.settings, command, console)
         }
+        Command::Log(LogCommand::Copy(args)) => {
+            if args.from == args.to {
+                return Err(UsageError("--from and --to are the same place".to_owned()).into());
+            }
+            // The rest of [nats] counts only with an address.
+            let url = [&args.from, &args.to].into_iter().find_map(|location| match location {
+                Location::Nats(url) => Some(Value::String(url.clone())),
+                Location::Embedded(_) => None,
+            });
+            let config = ConfigArgs { config: args.config.clone(), ..ConfigArgs::default() };
+            let loaded = load(&config, url.map(|url| ("--from or --to", "nats.url", url)))?;
+            log(&loaded, "warn")?;
+            commands.log_copy(loaded.settings, args, console)
+        }
         Command::Gen(args) => commands.generate(args, console),
         Command::Publish(args) => publish::publish(args, console),
         Command::Query(args) => query::query(args, console),
@@ -240,6 +272,16 @@ fn log(loaded: &Loaded, level: &str) -> anyhow::Result<()> {
 fn exit_of(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() || error.is::<ConfigError>() {
         return Exit::Usage;
+    }
+    match error.downcast_ref::<ConnectError>() {
+        Some(ConnectError::Address { .. } | ConnectError::Credentials { .. }) => {
+            return Exit::Usage;
+        }
+        Some(ConnectError::Refused { .. }) => return Exit::Unreachable,
+        Some(ConnectError::Old { .. }) | None => {}
+    }
+    if error.downcast_ref::<NotSent>().is_some_and(NotSent::silent) {
+        return Exit::Unreachable;
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. } | ClientError::Silent { .. }) => Exit::Unreachable,
@@ -296,6 +338,15 @@ mod tests {
             self.0.borrow_mut().push(("checkpoint".to_owned(), settings));
             Err(io::Error::from(io::ErrorKind::BrokenPipe).into())
         }
+        fn log_copy(
+            &self,
+            settings: Settings,
+            args: &LogCopyArgs,
+            _: &mut Console,
+        ) -> anyhow::Result<Exit> {
+            self.0.borrow_mut().push((format!("log copy {}", args.to), settings));
+            Ok(Exit::Done)
+        }
         fn generate(&self, _: &GenArgs, _: &mut Console) -> anyhow::Result<Exit> {
             Err(anyhow::anyhow!("disk full").context("cannot write \"x\""))
         }
@@ -314,6 +365,8 @@ mod tests {
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "shown\n"));
         let ran = run_with(&["verify", "--data-dir", "/v"], None, &asked);
         assert_eq!(ran.exit, Exit::Different);
+        let copy = ["log", "copy", "--from", "embedded:/l", "--to", "nats:n1:4222"];
+        assert_eq!(run_with(&copy, None, &asked).exit, Exit::Done);
         let ran = run_with(&["checkpoint", "list", "--data-dir", "/c"], None, &asked);
         assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""), "a closed pipe is no error");
         let asked = asked.0.into_inner();
@@ -325,10 +378,21 @@ mod tests {
             ("serve true", "/d"),
             ("demo", "./meterr-data"),
             ("verify", "/v"),
+            ("log copy nats:n1:4222", "./meterr-data"),
             ("checkpoint", "/c"),
         ];
         assert_eq!(dirs, expected);
         assert_eq!(asked[0].1.http.address.port(), 1);
+        let nats = asked[3].1.nats.as_ref().unwrap();
+        assert_eq!(nats.connection.url, "n1:4222");
+        let same = ["log", "copy", "--from", "embedded:/l", "--to", "embedded:/l"];
+        let ran = run(&same);
+        assert_eq!(
+            (ran.exit, ran.err.contains("the same place")),
+            (Exit::Usage, true),
+            "{}",
+            ran.err
+        );
     }
 
     #[test]

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::args::{CheckpointCommand, ClientArgs, DemoArgs, GenArgs, ServeArgs, VerifyArgs};
+use super::args::{
+    CheckpointCommand, ClientArgs, DemoArgs, GenArgs, LogCopyArgs, ServeArgs, VerifyArgs,
+};
 use super::{Commands, Console, Exit};
 use crate::settings::Settings;
 
@@ -212,6 +214,9 @@ impl Commands for NoCommands {
         _: &CheckpointCommand,
         _: &mut Console,
     ) -> anyhow::Result<Exit> {
+        anyhow::bail!("no engine")
+    }
+    fn log_copy(&self, _: Settings, _: &LogCopyArgs, _: &mut Console) -> anyhow::Result<Exit> {
         anyhow::bail!("no engine")
     }
     fn generate(&self, _: &GenArgs, _: &mut Console) -> anyhow::Result<Exit> {

@@ -1,9 +1,14 @@
-//! `meterr watch`: follows an org over server-sent events and goes on after interruptions where it
-//! stopped, by the id of the last event it has seen whole.
+//! `meterr watch`: follows an org over server-sent events, or over NATS, and goes on after
+//! interruptions where it stopped, by the id of the last event it has seen whole.
 
 use std::time::Duration;
 
+use anyhow::Context;
+use futures::StreamExt;
 use meterr_connectors::api::SpendRow as Row;
+use meterr_connectors::changes::LiveMessage;
+use meterr_connectors::nats::connection::NatsSettings;
+use meterr_connectors::nats::subscriber::{LiveEvent, Subscriber};
 use serde_json::{Value, json};
 
 use super::args::{WatchArgs, WindowArg};
@@ -20,7 +25,57 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 
 /// `meterr watch`
 pub(super) fn watch(args: &WatchArgs, console: &mut Console) -> anyhow::Result<Exit> {
-    follow(args, console, BACK_OFF_FIRST)
+    match args.nats.settings() {
+        Some(server) => follow_nats(args, &server, console),
+        None => follow(args, console, BACK_OFF_FIRST),
+    }
+}
+
+/// Follows over NATS; the protocol is the subscriber's concern.
+fn follow_nats(
+    args: &WatchArgs,
+    server: &NatsSettings,
+    console: &mut Console,
+) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let client = Client::new(&args.client);
+    runtime.block_on(async {
+        let mut events = Subscriber::connect(server).await?.follow(&args.org).await?;
+        let mut left = args.events.unwrap_or(u64::MAX);
+        while left > 0
+            && let Some(event) = events.next().await
+        {
+            match event {
+                LiveEvent::Snapshot(message) => {
+                    show("snapshot", Some(&id(&message)), &body(&message), args, &client, console)?;
+                    left -= 1;
+                }
+                LiveEvent::Change(message) => {
+                    show("change", Some(&id(&message)), &body(&message), args, &client, console)?;
+                    left -= 1;
+                }
+                LiveEvent::Reset => show("reset", None, &json!({}), args, &client, console)?,
+                LiveEvent::Interrupted(why) => {
+                    writeln!(console.err, "interrupted, coming back: {}", harmless(&why))?;
+                }
+            }
+        }
+        Ok(Exit::Done)
+    })
+}
+
+/// The id that the same event has in a stream over HTTP.
+fn id(message: &LiveMessage) -> String {
+    format!("{}-{}", message.shard, message.epoch)
+}
+
+/// The body that the same event has in a stream over HTTP.
+fn body(message: &LiveMessage) -> Value {
+    let LiveMessage { shard, epoch, as_of, org, views, .. } = message;
+    json!({"shard": shard, "epoch": epoch, "as_of": as_of, "org": org, "views": views})
 }
 
 fn follow(
@@ -51,7 +106,9 @@ fn follow(
                 match events.next() {
                     Ok(Some(event)) => {
                         back_off = back_off_first;
-                        left -= u64::from(show(&event, events.last_id(), args, &client, console)?);
+                        let data = data(&event, &client)?;
+                        show(&event.kind, events.last_id(), &data, args, &client, console)?;
+                        left -= u64::from(counts(&event.kind));
                     }
                     Ok(None) => break,
                     Err(error) => {
@@ -74,30 +131,38 @@ fn interrupted(error: &dyn std::error::Error, console: &mut Console) -> std::io:
     writeln!(console.err, "interrupted, coming back: {}", harmless(&error.to_string()))
 }
 
-/// Prints an event; says whether it was one that counts.
+fn data(event: &Event, client: &Client) -> anyhow::Result<Value> {
+    let data = serde_json::from_str(&event.data);
+    Ok(data.map_err(|error| {
+        client.strange(format!("an event {:?} without JSON: {error}", event.kind))
+    })?)
+}
+
+/// Whether an event is one of those that `--events` counts.
+fn counts(kind: &str) -> bool {
+    matches!(kind, "snapshot" | "change")
+}
+
+/// Prints an event.
 fn show(
-    event: &Event,
+    kind: &str,
     id: Option<&str>,
+    data: &Value,
     args: &WatchArgs,
     client: &Client,
     console: &mut Console,
-) -> anyhow::Result<bool> {
-    let data: Value = serde_json::from_str(&event.data).map_err(|error| {
-        client.strange(format!("an event {:?} without JSON: {error}", event.kind))
-    })?;
-    let counts = matches!(event.kind.as_str(), "snapshot" | "change");
+) -> anyhow::Result<()> {
     if args.client.json {
-        console.json(&json!({"event": event.kind, "id": id, "data": data}))?;
-        return Ok(counts);
+        console.json(&json!({"event": kind, "id": id, "data": data}))?;
+        return Ok(console.out.flush()?);
     }
-    match event.kind.as_str() {
-        "snapshot" | "change" => print_rows(&event.kind, &data, client, console)?,
+    match kind {
+        "snapshot" | "change" => print_rows(kind, data, client, console)?,
         "reset" => writeln!(console.err, "too much was missed; beginning anew")?,
         // A newer server may tell more; it is there with --json.
         _ => {}
     }
-    console.out.flush()?;
-    Ok(counts)
+    Ok(console.out.flush()?)
 }
 
 /// Prints the rows of a snapshot or change under a line that says which commit it shows.
@@ -169,11 +234,17 @@ mod tests {
     use meterr_connectors::api::Figures;
     use meterr_operators::money::Atto;
 
+    use super::super::args::NatsArgs;
     use super::super::testing::{Server, client_args, events, hang_up, reply, run};
     use super::*;
 
     fn args(url: String, events: u64) -> WatchArgs {
-        WatchArgs { org: "acme".into(), events: Some(events), client: client_args(url) }
+        WatchArgs {
+            org: "acme".into(),
+            events: Some(events),
+            client: client_args(url),
+            nats: NatsArgs::default(),
+        }
     }
 
     fn quickly(args: &WatchArgs) -> anyhow::Result<Exit> {

@@ -11,15 +11,20 @@ use meterr_operators::event::Reason;
 use meterr_operators::ids::Positions;
 use meterr_operators::time::Time;
 
+use crate::copy::Location;
 use crate::quantity::parse_duration;
 
+mod nats;
 mod prices;
 mod values;
 
+pub use nats::NatsArgs;
 pub use prices::{
     PricesCommand, PricesImportArgs, PricesListArgs, PricesPreviewArgs, PricesSetArgs,
 };
-use values::{base_url, date_or_time, group_by, org, per_million, position, reason, speed, zipf};
+use values::{
+    base_url, date_or_time, group_by, location, org, per_million, position, reason, speed, zipf,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,7 +41,8 @@ Exit codes:
   1    failed; the message on stderr says why
   2    wrong usage or configuration
   3    publish: some lines were rejected, the others are durable
-  4    verify: a view differs from its recomputation, or a checkpoint does not verify
+  4    verify: a view differs from its recomputation, or a checkpoint does not verify;
+       log copy: the copy differs from its source
   5    the server cannot be reached, or does not answer in time
   130  interrupted
 
@@ -100,6 +106,9 @@ pub enum Command {
     /// Look after the checkpoints of a stopped server
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
+    /// Move the logs of a stopped server
+    #[command(subcommand)]
+    Log(LogCommand),
     /// Write a workload and the views it must lead to
     Gen(GenArgs),
     /// Check and print the configuration
@@ -199,7 +208,12 @@ Examples:
   meterr publish events.ndjson
   zcat old.ndjson.gz | meterr publish - --backfill
   tail -F usage.log | meterr publish -
-  meterr publish events.ndjson --rejected-to fix-me.ndjson --json")]
+  meterr publish events.ndjson --rejected-to fix-me.ndjson --json
+  meterr publish events.ndjson --nats nats://127.0.0.1:4222
+
+With --nats, events go to the usage streams of JetStream in messages of one shard each, and the last \
+position stands for a server that reads them: nothing has counted them yet. Ctrl-C finishes what is \
+under way and says what was not sent.")]
 pub struct PublishArgs {
     /// File with one event a line, or - for stdin
     #[arg(value_name = "FILE|-")]
@@ -207,18 +221,23 @@ pub struct PublishArgs {
     /// Take usage older than the horizon too; copies of it are recognised only from now on
     #[arg(long)]
     pub backfill: bool,
-    /// Most events in one request, at most 1000 so that the server lists every rejected line
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
-    pub batch_lines: u32,
-    /// Requests under way at once
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64), value_name = "N")]
-    pub in_flight: u8,
-    /// Attempts per request before giving up, when the server is busy or away
+    /// Most events in one request (1000 when not given) or NATS message (100), at most 1000 so that
+    /// the server lists every rejected line
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
+    pub batch_lines: Option<u32>,
+    /// Requests under way at once (4 when not given, at most 64) or NATS messages (256)
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4_096), value_name = "N")]
+    pub in_flight: Option<u16>,
+    /// Attempts per request before giving up, when the server is busy or away; with --nats, --timeout
+    /// says how long each message is tried
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     pub attempts: u32,
     /// Write rejected lines there, to be mended and published again
     #[arg(long, value_name = "FILE")]
     pub rejected_to: Option<PathBuf>,
+    /// Where the NATS server is, if events go there.
+    #[command(flatten)]
+    pub nats: NatsArgs,
     /// Where the server is.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -297,7 +316,8 @@ totals. Goes on after interruptions where it stopped.
 Examples:
   meterr watch acme
   meterr watch acme --events 1              # one snapshot, then stop
-  meterr watch acme --json                  # one JSON object an event, as the HTTP API sends it")]
+  meterr watch acme --json                  # one JSON object an event, as the HTTP API sends it
+  meterr watch acme --nats nats://127.0.0.1:4222")]
 pub struct WatchArgs {
     /// The org
     #[arg(value_parser = org)]
@@ -308,6 +328,9 @@ pub struct WatchArgs {
     /// Where the server is.
     #[command(flatten)]
     pub client: ClientArgs,
+    /// Where the NATS server is, instead of HTTP.
+    #[command(flatten)]
+    pub nats: NatsArgs,
 }
 
 /// What the rows of a top list are.
@@ -589,6 +612,46 @@ pub struct CheckpointFileArgs {
     pub json: bool,
 }
 
+/// `log …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum LogCommand {
+    /// Copy a deployment to NATS or back, and compare everything
+    Copy(LogCopyArgs),
+}
+
+/// `log copy`
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Copies all logs with positions, log times and identities, so that checkpoints stay good. The target \
+must be empty or hold the beginning of the same deployment: an interrupted copy goes on when the same \
+command is run again. Then every record is read back and compared, every view is recomputed from both \
+sides, and every row is compared; exit code 4 when anything differs. Nobody may write to the source \
+meanwhile; it is left as it was.
+
+Examples:
+  meterr log copy --from embedded:/var/lib/meterr --to nats://10.0.0.1:4222 --replicas 3
+  meterr log copy --from nats://10.0.0.1:4222 --to embedded:/srv/meterr
+  meterr log copy --from embedded:old --to embedded:new --json
+
+User, password and certificates for NATS come from the configuration ([nats]) or the URL.")]
+pub struct LogCopyArgs {
+    /// Where the deployment is
+    #[arg(long, value_name = "embedded:DIR|nats:URL", value_parser = location)]
+    pub from: Location,
+    /// Where it is to be
+    #[arg(long, value_name = "embedded:DIR|nats:URL", value_parser = location)]
+    pub to: Location,
+    /// Servers that keep a copy of each stream created (nats.replicas)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub replicas: Option<u8>,
+    /// Configuration file, laid over the defaults of `meterr config print --defaults`
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `gen`
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -754,6 +817,7 @@ mod tests {
             "checkpoint verify --shard 1",
             "checkpoint export --shard 1 f",
             "checkpoint import --shard 1 f --data-dir d",
+            "log copy --from embedded:d --to nats://h:4222 --replicas 3 --config c --json",
             "gen d --events 5 --seed 7 --orgs 1 --users 1 --zipf 0 --start 2026-01-01 --days 2 \
              --late 0.1 --late-hours-max 3 --duplicates 5% --corrections 1 --voids 1 \
              --resend-distance-max 9 --json",
@@ -787,6 +851,8 @@ mod tests {
             ("gen d --zipf 5", "must be a number from 0 to 4"),
             ("dead-letters list --reason late", "must be one of malformed, missing_field"),
             ("prices set p m --withdraw --input 1", "cannot be used with"),
+            ("log copy --from d --to embedded:e", "must be embedded:DIR or nats:URL"),
+            ("log copy --from embedded:d --to nats:a --replicas 6", "6 is not in 1..=5"),
             ("demo --speed -1", "unexpected argument"),
             ("serve --nat x", "unexpected argument '--nat'"),
         ] {

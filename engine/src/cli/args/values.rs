@@ -4,6 +4,8 @@ use meterr_operators::event::{ALL_REASONS, ALL_TIERS, Reason, Tier};
 use meterr_operators::ids::{Positions, org_valid};
 use meterr_operators::time::Time;
 
+use crate::copy::Location;
+
 /// A server: scheme, host and port, nothing else.
 pub(super) fn base_url(text: &str) -> Result<String, String> {
     let rest = match text.split_once("://") {
@@ -21,6 +23,10 @@ pub(super) fn base_url(text: &str) -> Result<String, String> {
         true => Ok(format!("http://{rest}")),
         false => Err("must be a host and port only, such as http://127.0.0.1:8080".to_owned()),
     }
+}
+
+pub(super) fn location(text: &str) -> Result<Location, &'static str> {
+    text.parse()
 }
 
 pub(super) fn org(text: &str) -> Result<String, &'static str> {
