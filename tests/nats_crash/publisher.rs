@@ -29,6 +29,9 @@ pub struct Sent {
     pub positions: BTreeMap<String, u64>,
     /// Lines acknowledged.
     pub lines: u64,
+    /// Lines at which publishers wait to be allowed more: a slow machine shall not have more to catch
+    /// up with than a fast one.
+    pub allowed: u64,
     /// Messages sent again.
     pub repeated: u64,
     /// Messages of which the server knew that it had them.
@@ -129,6 +132,14 @@ pub async fn publish(n: u64, seed: u64, url: &str, stage: &Stage, sent: &Mutex<S
         .build(connect(url).await);
     let mut source = Source::new(n, seed);
     while !stage.closing.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_micros(source.rng.below(20_000))).await;
+        let going = {
+            let sent = sent.lock().unwrap();
+            sent.lines < sent.allowed
+        };
+        if !going {
+            continue;
+        }
         let batch = source.batch();
         insist(&context, messages(&mut source.rng, &batch), sent).await;
         for (id, version) in &batch {
@@ -138,8 +149,6 @@ pub async fn publish(n: u64, seed: u64, url: &str, stage: &Stage, sent: &Mutex<S
             let forged = source.forged(&batch);
             insist(&context, messages(&mut source.rng, &[forged]), sent).await;
         }
-        // Slow enough for an old checkpoint to be caught up with in a moment.
-        tokio::time::sleep(Duration::from_micros(source.rng.below(50_000))).await;
     }
 }
 

@@ -110,6 +110,7 @@ impl Rounds {
     }
 
     fn round(&mut self, deed: Deed) {
+        self.allow(2_000);
         match deed {
             Deed::EngineEarly => {
                 self.kill_engine();
@@ -185,7 +186,12 @@ impl Rounds {
         self.engine = Some((next, 1 - dir));
         self.pause(0, 200);
         frozen.signal("CONT");
+        let sent = self.sent.clone();
         self.refused += frozen.until("the thawed engine has stopped all shards", || {
+            // Each shard needs something to commit, to be refused.
+            let mut sent = sent.lock().unwrap();
+            sent.allowed = sent.lines + 500;
+            drop(sent);
             let shards = frozen.try_get("/v1/shards").ok()?;
             let shards = shards.expect(200)["shards"].as_array()?.clone();
             let stopped = |shard: &Value| {
@@ -213,9 +219,19 @@ impl Rounds {
         ));
     }
 
+    /// Lets publishers send so many lines more, whatever was left of before. Returns how many are
+    /// acknowledged.
+    fn allow(&self, lines: u64) -> u64 {
+        let mut sent = self.sent.lock().unwrap();
+        sent.allowed = sent.lines + lines;
+        sent.lines
+    }
+
     /// Waits until something is acknowledged and counted that was not there before.
     fn until_counted(&mut self) {
-        let before = self.sent.lock().unwrap().lines;
+        let stage = self.stage.clone();
+        let _changing = stage.changing.lock().unwrap();
+        let before = self.allow(200);
         let began = Instant::now();
         while self.sent.lock().unwrap().lines == before {
             assert!(began.elapsed() < PATIENCE, "nothing is acknowledged: {}", self.nats.log());
@@ -223,11 +239,17 @@ impl Rounds {
         }
         let position = self.sent.lock().unwrap().position();
         let (server, _) = self.engine.as_ref().unwrap();
-        server.until("what was acknowledged is counted", || {
-            let answer =
-                server.get(&format!("/v1/top?by=org&window=all&n=1&min_position={position}"));
-            (answer.status == 200).then_some(())
-        });
+        let path = format!("/v1/top?by=org&window=all&n=1&min_position={position}");
+        loop {
+            let answer = server.get(&path);
+            if answer.status == 200 {
+                break;
+            }
+            // 504: not counted yet.
+            let (shards, log) = (server.get("/v1/shards").text, server.log());
+            let going = answer.status == 504 && began.elapsed() < PATIENCE;
+            assert!(going, "{position} is not counted: {answer:?}: {shards}: {log}");
+        }
         sound(&server.log());
     }
 
