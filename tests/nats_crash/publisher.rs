@@ -39,6 +39,23 @@ pub struct Sent {
 }
 
 impl Sent {
+    /// Notes what was acknowledged; returns what was not.
+    fn take(&mut self, sent: Vec<Outgoing>, answers: Vec<Option<PublishAck>>) -> Vec<Outgoing> {
+        let mut again = Vec::new();
+        for (message, answer) in sent.into_iter().zip(answers) {
+            let Some(ack) = answer else {
+                self.repeated += 1;
+                again.push(message);
+                continue;
+            };
+            let position = self.positions.entry(ack.stream).or_default();
+            *position = ack.sequence.max(*position);
+            self.lines += message.lines;
+            self.known += u64::from(ack.duplicate);
+        }
+        again
+    }
+
     /// The position that includes everything acknowledged.
     pub fn position(&self) -> String {
         let of = |(stream, at): (&String, &u64)| {
@@ -103,24 +120,10 @@ async fn insist(context: &Context, mut messages: Vec<Outgoing>, sent: &Mutex<Sen
             }
         }));
         let answers: Vec<Option<PublishAck>> = answers.await;
-        let mut again = Vec::new();
-        let mut sent = sent.lock().unwrap();
-        for (message, answer) in messages.into_iter().zip(answers) {
-            let Some(ack) = answer else {
-                sent.repeated += 1;
-                again.push(message);
-                continue;
-            };
-            let position = sent.positions.entry(ack.stream).or_default();
-            *position = ack.sequence.max(*position);
-            sent.lines += message.lines;
-            sent.known += u64::from(ack.duplicate);
-        }
-        drop(sent);
-        if !again.is_empty() {
+        messages = sent.lock().unwrap().take(messages, answers);
+        if !messages.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        messages = again;
     }
 }
 
