@@ -27,8 +27,11 @@ enum Deed {
     Both,
     /// The server is frozen for a moment.
     ServerFreezes,
-    /// The engine is frozen until another has taken over.
+    /// The engine is frozen until another has taken over, or goes on while that happens; the server
+    /// may be killed before it thaws.
     TakeOver,
+    /// The server is killed while the engine starts.
+    ServerEarly,
     /// The engine is stopped in order.
     EngineStops,
 }
@@ -98,7 +101,8 @@ impl Rounds {
                 35..55 => Deed::Server,
                 55..70 => Deed::Both,
                 70..78 => Deed::ServerFreezes,
-                78..95 => Deed::TakeOver,
+                78..90 => Deed::TakeOver,
+                90..95 => Deed::ServerEarly,
                 _ => Deed::EngineStops,
             };
             *self.done.entry(deed).or_default() += 1;
@@ -120,6 +124,12 @@ impl Rounds {
                 self.pause(0, 60);
                 sound(&server.log());
                 server.kill();
+            }
+            Deed::ServerEarly => {
+                self.kill_engine();
+                self.server_dies_early();
+                self.begin();
+                self.until_counted();
             }
             Deed::Engine => {
                 self.begin();
@@ -173,11 +183,39 @@ impl Rounds {
         }
     }
 
-    /// Freezes the engine, lets another take over, thaws it, and sees it stop.
+    /// Starts an engine and kills the server meanwhile. The engine waits, or says that it cannot
+    /// connect.
+    fn server_dies_early(&mut self) {
+        let dir = self.rng.below(2) as usize;
+        let launch = self.launch(dir);
+        let starting = std::thread::spawn(move || launch.spawn());
+        self.pause(0, 120);
+        self.nats.kill();
+        self.pause(0, 100);
+        self.nats.restart();
+        match starting.join().unwrap() {
+            Ok(server) => {
+                server.until_ready();
+                self.stage.set_url(Some(&server.url));
+                self.engine = Some((server, dir));
+            }
+            Err((status, log)) => {
+                let right = status.code().is_some() && log.contains("cannot connect to NATS");
+                assert!(right, "{status}: {log}");
+            }
+        }
+    }
+
+    /// Freezes the engine or lets it go on, lets another take over, thaws it, and sees it stop.
     fn take_over(&mut self) {
+        let freezes = self.rng.percent(70);
+        let server_dies = self.rng.percent(30);
         let (frozen, dir) = self.engine.take().unwrap();
-        let changing = self.stage.changing.lock().unwrap();
-        frozen.signal("STOP");
+        let stage = self.stage.clone();
+        let changing = stage.changing.lock().unwrap();
+        if freezes {
+            frozen.signal("STOP");
+        }
         self.stage.set_url(None);
         let next = self.spawn(1 - dir);
         next.until_ready();
@@ -185,9 +223,17 @@ impl Rounds {
         drop(changing);
         self.engine = Some((next, 1 - dir));
         self.pause(0, 200);
-        frozen.signal("CONT");
+        if server_dies {
+            // What the frozen engine had in hand is sent over a new connection, late.
+            self.nats.kill();
+            self.pause(0, 50);
+            self.nats.restart();
+        }
+        if freezes {
+            frozen.signal("CONT");
+        }
         let sent = self.sent.clone();
-        self.refused += frozen.until("the thawed engine has stopped all shards", || {
+        self.refused += frozen.until("the old engine has stopped all shards", || {
             // Each shard needs something to commit, to be refused.
             let mut sent = sent.lock().unwrap();
             sent.allowed = sent.lines + 500;
@@ -261,7 +307,7 @@ impl Rounds {
 
     /// What was done.
     pub fn told(&self) -> String {
-        format!("{:?}, {} shards of frozen engines stopped", self.done, self.refused)
+        format!("{:?}, {} shards of old owners stopped", self.done, self.refused)
     }
 
     /// Verifies the logs against the outputs; both must be right. Returns the report.
