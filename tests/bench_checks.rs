@@ -8,13 +8,16 @@ use std::path::Path;
 
 use meterr_operators::rollup::ViewSet;
 use support::floor::{Done, Floor};
-use support::ingest::{Sending, check, load, reprice};
+use support::http::Client;
+use support::ingest::{Sending, check, check_views, load, reprice};
 use support::latency::measure;
+use support::nats::{Batch, Stage, Sync, batches, org_of};
 use support::operators::{Operators, THREE};
 use support::server::Server;
 use support::spend1::{
-    REPRICED_DAY, REPRICED_FROM, day_text, halved, lines, repetition, small, steps,
+    REPRICED_DAY, REPRICED_FROM, day_text, first_lines, halved, lines, repetition, small, steps,
 };
+use support::{nats_latency, nats_queries};
 
 fn floor(text: &[u8], halved_from: Option<u32>, step: usize) -> (Floor, Done) {
     let (mut floor, mut done) = (Floor::new(halved_from), Done::default());
@@ -102,5 +105,96 @@ fn the_binary_takes_events_and_prices_and_shows_each_change() {
     let mut orgs = after.views().org_month;
     orgs.retain(|key, _| !key.starts_with("acme"));
     check(&server, &orgs).unwrap();
+    server.stop().unwrap();
+}
+
+fn stage(sync: Sync) -> Stage {
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    Stage::new(Path::new(env!("CARGO_BIN_EXE_meterr")), parent, sync).unwrap()
+}
+
+#[test]
+fn the_first_lines_are_whole() {
+    let text = b"a\nb\nc";
+    let first = |n| first_lines(text, n);
+    assert_eq!(
+        [first(0), first(1), first(2), first(3), first(9)],
+        [&b""[..], b"a\n", b"a\nb\n", text, text]
+    );
+}
+
+#[test]
+fn messages_hold_every_line_once_in_its_shard_and_in_order() {
+    let text = small(1_000);
+    let messages = batches(&text, 4, 30).unwrap();
+    let by_shard = |shard: u16| -> Vec<u8> {
+        let of = messages.iter().filter(|message| message.shard.0 == shard);
+        of.flat_map(|message| message.lines.to_vec()).collect()
+    };
+    for shard in 0..4 {
+        let wanted: Vec<u8> = text
+            .split_inclusive(|byte| *byte == b'\n')
+            .filter(|line| meterr_operators::ids::shard_of(org_of(line).unwrap(), 4).0 == shard)
+            .flatten()
+            .copied()
+            .collect();
+        assert!(!wanted.is_empty());
+        assert_eq!(by_shard(shard), wanted);
+    }
+    let counted = |message: &Batch| message.events == lines(&message.lines) && message.events <= 30;
+    assert!(messages.iter().all(counted));
+}
+
+#[test]
+fn what_waits_on_nats_and_what_comes_beside_is_counted_and_answered() {
+    let text = small(4_000);
+    let before = first_lines(&text, 2_000);
+    let after = first_lines(&text[before.len()..], 1_000);
+    let rest = &text[before.len() + after.len()..];
+    let stage = stage(Sync::Default);
+    let messages = |text| batches(text, support::nats::SHARDS, 50).unwrap();
+    let there = stage.publish(&messages(before), 8).unwrap();
+    let server = stage.serve().unwrap();
+    server.wait_for(&mut Client::connect(server.address).unwrap(), &there).unwrap();
+    let (by_hand, _) = floor(before, None, 100);
+    check_views(&server, &by_hand.views()).unwrap();
+
+    let (by_hand, _) = floor(&text[..before.len() + after.len()], None, 100);
+    let orgs: Vec<String> = (0..20).map(|org| format!("org_{org:04}")).collect();
+    assert!(nats_queries::check(&stage, &orgs, &by_hand.views().org_month).is_err());
+    let question = r#"{"window":"month"}"#;
+    let asked =
+        nats_queries::offered(&stage, &orgs, question, 500.0, &messages(after), 5_000.0).unwrap();
+    assert_eq!((asked.answer.len(), asked.late.len(), asked.refused), (100, 100, 0));
+    assert!(asked.answer.iter().all(|ms| ms.is_finite()));
+    server.wait_for(&mut Client::connect(server.address).unwrap(), &asked.positions).unwrap();
+    nats_queries::check(&stage, &orgs, &by_hand.views().org_month).unwrap();
+
+    let (by_hand, _) = floor(&text, None, 100);
+    let there = stage.publish(&messages(rest), 8).unwrap();
+    server.wait_for(&mut Client::connect(server.address).unwrap(), &there).unwrap();
+    check_views(&server, &by_hand.views()).unwrap();
+    server.stop().unwrap();
+}
+
+#[test]
+fn every_event_of_a_followed_org_is_seen_on_nats() {
+    let text = small(3_000);
+    let messages = batches(&text, support::nats::SHARDS, 50).unwrap();
+    let stage = stage(Sync::Always);
+    let server = stage.serve().unwrap();
+    let latencies = nats_latency::idle(&stage, 5).unwrap();
+    assert_eq!((latencies.view.len(), latencies.acknowledged.len()), (5, 5));
+    let offered = nats_latency::offered(&stage, &messages, 10_000.0, 2).unwrap();
+    let (by_hand, _) = floor(&text, None, 100);
+    let mut events = std::collections::BTreeMap::new();
+    for (key, figures) in by_hand.views().org_month {
+        let org = key.split('|').next().unwrap().to_owned();
+        *events.entry(org).or_insert(0) += figures.events;
+    }
+    let followed: i64 = events.values().step_by(2).sum();
+    assert_eq!(offered.view.len() as i64, followed);
+    assert_eq!(offered.late.len(), messages.len());
+    assert!(offered.changes > 10);
     server.stop().unwrap();
 }

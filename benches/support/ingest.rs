@@ -13,7 +13,7 @@ use meterr_operators::price_book::PriceList;
 use super::http::Client;
 use super::measure::{disk_usage, memory, process_cpu};
 use super::server::{Server, position};
-use super::spend1::{Rows, halved};
+use super::spend1::{Figures, Rows, Views, halved};
 
 /// How to send.
 #[derive(Debug, Clone, Copy)]
@@ -121,34 +121,80 @@ fn send(server: &Server, requests: &[&[u8]], next: &AtomicUsize) -> Result<(usiz
 /// # Errors
 /// Names the first org and month that differ.
 pub fn check(server: &Server, expected: &Rows) -> Result<()> {
+    check_view(server, expected, "month", None)
+}
+
+/// Compares the three views of SPEND-1 with what they must be.
+///
+/// # Errors
+/// Names the first row that differs.
+pub fn check_views(server: &Server, expected: &Views) -> Result<()> {
+    check_view(server, &expected.org_month, "month", None)?;
+    check_view(server, &expected.user_month, "month", Some("user"))?;
+    check_view(server, &expected.org_model_day, "day", Some("model"))
+}
+
+fn check_view(server: &Server, expected: &Rows, window: &str, by: Option<&str>) -> Result<()> {
     let mut client = Client::connect(server.address)?;
     let mut orgs: Vec<&str> = expected.keys().filter_map(|key| key.split('|').next()).collect();
     orgs.sort_unstable();
     orgs.dedup();
     let mut seen = 0;
     for org in orgs {
-        let answer = client.json("GET", &format!("/v1/orgs/{org}/spend?window=month"), b"")?;
-        for row in answer["rows"].as_array().context("an answer has rows")? {
-            let month = row["window_start"].as_str().and_then(|start| start.get(..7));
-            let key = format!("{org}|{}", month.context("a row has its window")?);
-            let wanted = expected.get(&key).with_context(|| format!("{key} should not be"))?;
-            let count = |name: &str| row[name].as_i64();
-            let cost = row["cost"].as_str().and_then(|cost| Atto::parse(cost).ok());
-            let same = count("events") == Some(wanted.events)
-                && count("input_tokens") == Some(wanted.input)
-                && count("cached_input_tokens") == Some(wanted.cached)
-                && count("output_tokens") == Some(wanted.output)
-                && cost.is_some_and(|(cost, _)| cost.get() == wanted.cost);
-            if !same {
-                bail!("{key} is {row}, but should be {wanted:?}");
+        let path =
+            format!("/v1/orgs/{org}/spend?window={window}&by={}&limit=1000", by.unwrap_or("none"));
+        let mut cursor = String::new();
+        loop {
+            let answer = client.json("GET", &format!("{path}{cursor}"), b"")?;
+            seen += compare(org, window, &answer, expected)?;
+            match answer["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
             }
-            seen += 1;
         }
     }
     if seen != expected.len() {
-        bail!("{seen} months of orgs instead of {}", expected.len());
+        bail!("{seen} rows instead of {}", expected.len());
     }
     Ok(())
+}
+
+/// Compares the rows of an answer about an org with what they must be; returns how many there are.
+///
+/// # Errors
+/// Names the first row that differs.
+pub fn compare(
+    org: &str,
+    window: &str,
+    answer: &serde_json::Value,
+    expected: &Rows,
+) -> Result<usize> {
+    // `2026-01` or `2026-01-31`.
+    let digits = if window == "month" { 7 } else { 10 };
+    let rows = answer["rows"].as_array().context("an answer has rows")?;
+    for row in rows {
+        let start = row["window_start"].as_str().and_then(|start| start.get(..digits));
+        let start = start.context("a row has its window")?;
+        let key = match row["key"].as_str() {
+            Some(key) => format!("{org}|{key}|{start}"),
+            None => format!("{org}|{start}"),
+        };
+        let wanted = expected.get(&key).with_context(|| format!("{key} should not be"))?;
+        if !same(row, wanted) {
+            bail!("{key} is {row}, but should be {wanted:?}");
+        }
+    }
+    Ok(rows.len())
+}
+
+fn same(row: &serde_json::Value, wanted: &Figures) -> bool {
+    let count = |name: &str| row[name].as_i64();
+    let cost = row["cost"].as_str().and_then(|cost| Atto::parse(cost).ok());
+    count("events") == Some(wanted.events)
+        && count("input_tokens") == Some(wanted.input)
+        && count("cached_input_tokens") == Some(wanted.cached)
+        && count("output_tokens") == Some(wanted.output)
+        && cost.is_some_and(|(cost, _)| cost.get() == wanted.cost)
 }
 
 /// Halves a price in retrospect; seconds until every shard's views have it.

@@ -12,7 +12,7 @@ use super::http::{Client, Subscription};
 use super::server::Server;
 
 /// The org that is followed.
-const ORG: &str = "acme";
+pub const ORG: &str = "acme";
 
 /// Milliseconds, one number an event.
 #[derive(Debug, Default)]
@@ -70,7 +70,8 @@ fn answered(client: &mut Client) -> Result<()> {
     Ok(())
 }
 
-fn event(id: &str) -> Vec<u8> {
+/// One event of the org that is followed, as a line.
+pub fn event(id: &str) -> Vec<u8> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let time = Time(now.as_micros() as i64);
     format!(
@@ -82,17 +83,24 @@ fn event(id: &str) -> Vec<u8> {
 }
 
 /// A file of its own in the same directory, to see what syncing costs there.
-struct Probe(File);
+pub struct Probe(File);
 
 impl Probe {
-    fn new(directory: &Path) -> Result<Probe> {
+    /// Makes the file.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn new(directory: &Path) -> Result<Probe> {
         let path = directory.join("fsync-probe");
         let file = OpenOptions::new().create(true).append(true).open(path);
         Ok(Probe(file.context("a file to try syncing on")?))
     }
 
     /// Appends and syncs; milliseconds of the sync.
-    fn sync(&mut self) -> Result<f64> {
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn sync(&mut self) -> Result<f64> {
         self.0.write_all(&[b'x'; 200])?;
         let started = Instant::now();
         self.0.sync_data()?;

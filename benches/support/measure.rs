@@ -36,6 +36,35 @@ fn stat_cpu(path: &str) -> Result<f64> {
     Ok((user + system) / TICKS)
 }
 
+/// What the threads of a name have used so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Threads {
+    /// CPU seconds.
+    pub cpu: f64,
+    /// Seconds in which they could have run, but others had the cores.
+    pub waited: f64,
+}
+
+/// The running threads of a process whose name begins so, added up.
+///
+/// # Errors
+/// When there is no such process.
+pub fn threads(pid: u32, name: &str) -> Result<Threads> {
+    let mut all = Threads::default();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?.path();
+        // A thread may end while it is looked at.
+        let read = |file| std::fs::read_to_string(thread.join(file)).unwrap_or_default();
+        if read("comm").starts_with(name) {
+            let text = read("schedstat");
+            let mut nanos = text.split(' ').map(|n| n.parse::<f64>().unwrap_or(0.0) / 1e9);
+            all.cpu += nanos.next().unwrap_or(0.0);
+            all.waited += nanos.next().unwrap_or(0.0);
+        }
+    }
+    Ok(all)
+}
+
 /// A line of `/proc/PID/status` in bytes: `VmRSS` (now) or `VmHWM` (at most so far).
 pub fn memory(pid: u32, what: &str) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -91,6 +120,21 @@ pub fn percentile(numbers: &[f64], percent: f64) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+/// Prints what the columns of [`show_ms`] are.
+pub fn title_ms() {
+    println!("{:30} round {:>9} {:>9} {:>9} {:>9}", "ms", "p50", "p90", "p99", "max");
+}
+
+/// Prints and records how milliseconds are spread.
+pub fn show_ms(bench: &str, case: &str, round: usize, all: &[f64]) {
+    let at = [50.0, 90.0, 99.0, 100.0].map(|percent| percentile(all, percent));
+    println!("{case:30} {round:>5} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", at[0], at[1], at[2], at[3]);
+    let case = case.replace(',', "");
+    for (name, value) in ["p50", "p90", "p99", "max"].into_iter().zip(at) {
+        record(bench, &case, round, name, value, "ms");
+    }
 }
 
 /// Appends a result to the file named by `METERR_BENCH_CSV`, if it is set.

@@ -10,6 +10,11 @@ pub mod http;
 pub mod ingest;
 pub mod latency;
 pub mod measure;
+pub mod nats;
+pub mod nats_latency;
+pub mod nats_queries;
+#[path = "../../tests/support/nats.rs"]
+pub mod nats_server;
 pub mod operators;
 pub mod server;
 pub mod spend1;

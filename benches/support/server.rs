@@ -32,6 +32,14 @@ impl Server {
     /// # Errors
     /// When it does not get ready; the message has what it printed.
     pub fn start(binary: &Path, directory: &Path) -> Result<Server> {
+        Server::start_with(binary, directory, &[])
+    }
+
+    /// The same with more arguments of `serve`.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(binary: &Path, directory: &Path, arguments: &[&str]) -> Result<Server> {
         let prices = write_prices(directory)?;
         let printed = directory.join("server.log");
         let log = File::create(&printed)?;
@@ -41,7 +49,10 @@ impl Server {
         let child = Command::new(binary)
             .args(["serve", "--http", &address.to_string(), "--data-dir"])
             .arg(directory.join("data"))
+            .args(arguments)
             .env("METERR__SEED__PRICES", prices)
+            .env("METERR__HTTP__REQUEST_TIMEOUT", "120s")
+            .env("METERR__HTTP__MIN_POSITION_TIMEOUT", "120s")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

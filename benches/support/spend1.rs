@@ -198,6 +198,16 @@ pub fn steps(text: &[u8], lines: usize) -> Vec<&[u8]> {
     steps
 }
 
+/// The first lines of a text.
+pub fn first_lines(text: &[u8], lines: usize) -> &[u8] {
+    let mut ends = memchr::memchr_iter(b'\n', text);
+    let end = lines.checked_sub(1).map(|before| ends.nth(before));
+    match end {
+        None => &[],
+        Some(end) => &text[..end.map_or(text.len(), |end| end + 1)],
+    }
+}
+
 /// Lines of a text.
 pub fn lines(text: &[u8]) -> usize {
     memchr::memchr_iter(b'\n', text).count()

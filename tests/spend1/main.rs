@@ -1,6 +1,7 @@
-//! SPEND-1 through the real binary: a million events and ten thousand duplicates over HTTP lead to
-//! exactly the three expected files; after a price is halved in retrospect, to exactly the repriced
-//! ones; and to the same after `kill -9`.
+//! SPEND-1 through the real binary: a million events and ten thousand duplicates lead to exactly the
+//! three expected files; after a price is halved in retrospect, to exactly the repriced ones; and to the
+//! same after `kill -9`. Over HTTP into the embedded log, and over NATS, with a server as it comes and
+//! with one that syncs before it acknowledges.
 //!
 //! The workload is made by `benches/spend1/make`, which `tests/run` calls; without it this fails. The
 //! files' figures come from the generator's own numbers. The repriced ones are recomputed here from
@@ -8,14 +9,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../support/nats.rs"]
+mod nats;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
 
+use nats::{NatsOptions, NatsServer};
 use serde::Deserialize;
 use serde_json::json;
 use support::{Launch, Server, agent, ask, money::pico};
@@ -238,23 +243,29 @@ fn same(what: &str, found: &Views, expected: &Views) {
     }
 }
 
-#[test]
-fn spend_1_is_exact_before_and_after_a_repricing_and_a_crash() {
-    let expected = expected();
-    let [before, after] = recomputed();
-    same("recomputation", &before, &expected);
+/// What must come out before and after the repricing.
+fn right() -> &'static [Views; 2] {
+    static RIGHT: OnceLock<[Views; 2]> = OnceLock::new();
+    RIGHT.get_or_init(|| {
+        let [before, after] = recomputed();
+        same("recomputation", &before, &expected());
+        [before, after]
+    })
+}
+
+/// Publishes by `publish`, and looks at everything.
+fn exact(launch: &Launch, publish: impl FnOnce(&Server) -> String) {
+    let [before, after] = right();
     let mut orgs: Vec<String> =
-        expected[1].keys().map(|key| key.split('|').next().unwrap().to_owned()).collect();
+        before[1].keys().map(|key| key.split('|').next().unwrap().to_owned()).collect();
     orgs.sort();
     orgs.dedup();
 
-    let dir = tempfile::tempdir().unwrap();
-    let launch = Launch::on(dir.path());
     let server = launch.start();
     let began = Instant::now();
     let position = publish(&server);
     println!("published in {:?}", began.elapsed());
-    same("published", &shown(&server, &orgs, &position), &expected);
+    same("published", &shown(&server, &orgs, &position), before);
 
     let halved = json!({ "prices": [{
         "provider": "openai",
@@ -268,18 +279,46 @@ fn spend_1_is_exact_before_and_after_a_repricing_and_a_crash() {
     let change = |views: &Views| views[1].values().map(|sums| sums[4]).sum::<i128>();
     let difference = pico(preview["cost_before"].as_str().unwrap())
         - pico(preview["cost_after"].as_str().unwrap());
-    assert_eq!(difference, change(&before) - change(&after), "{preview}");
+    assert_eq!(difference, change(before) - change(after), "{preview}");
     let answer = server.json("POST", "/v1/prices", &halved).expect(202);
     let control = answer["position"].as_str().unwrap();
     let position = format!("{position},{control}");
-    same("repriced", &shown(&server, &orgs, &position), &after);
+    same("repriced", &shown(&server, &orgs, &position), after);
 
     server.kill();
     let began = Instant::now();
     let server = launch.start();
     println!("ready {:?} after kill -9", began.elapsed());
-    same("after kill -9", &shown(&server, &orgs, &position), &after);
+    same("after kill -9", &shown(&server, &orgs, &position), after);
     server.stop();
     let report = launch.verified();
     assert_eq!(report["events"], 1_000_000, "{report}");
+}
+
+#[test]
+fn spend_1_is_exact_before_and_after_a_repricing_and_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    exact(&Launch::on(dir.path()), publish);
+}
+
+fn exact_on_nats(options: NatsOptions) {
+    let nats = NatsServer::start(options.mapping(16));
+    let dir = tempfile::tempdir().unwrap();
+    exact(&Launch::on(dir.path()).set("NATS__URL", &nats.url()), |_| {
+        let events = file("events.ndjson");
+        let args = ["publish", events.to_str().unwrap(), "--nats", &nats.url(), "--json"];
+        let answer = support::run_json(&args);
+        assert_eq!(answer["accepted"], 1_009_960, "{answer}");
+        answer["position"].as_str().unwrap().to_owned()
+    });
+}
+
+#[test]
+fn spend_1_is_exact_on_a_nats_server_as_it_comes() {
+    exact_on_nats(NatsOptions::new());
+}
+
+#[test]
+fn spend_1_is_exact_on_a_nats_server_that_syncs_before_it_acknowledges() {
+    exact_on_nats(NatsOptions::new().sync_always());
 }

@@ -37,6 +37,7 @@ pub struct NatsOptions {
     config: Option<String>,
     login: Option<(String, String)>,
     cluster: String,
+    directory: Option<PathBuf>,
 }
 
 impl NatsOptions {
@@ -80,6 +81,13 @@ impl NatsOptions {
     /// Who asks whether the server is up, where it wants to know.
     pub fn login(mut self, user: &str, password: &str) -> NatsOptions {
         self.login = Some((user.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Keeps everything below this directory instead of the system's for temporary files, which may
+    /// be memory.
+    pub fn directory(mut self, directory: &Path) -> NatsOptions {
+        self.directory = Some(directory.to_owned());
         self
     }
 
@@ -164,7 +172,13 @@ impl NatsServer {
     }
 
     fn new(options: NatsOptions) -> NatsServer {
-        let dir = tempfile::Builder::new().prefix("meterr-nats-").tempdir().unwrap();
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix("meterr-nats-");
+        let dir = match &options.directory {
+            Some(directory) => builder.tempdir_in(directory),
+            None => builder.tempdir(),
+        };
+        let dir = dir.unwrap();
         NatsServer { options, port: Port::reserve(), dir, child: None }
     }
 
