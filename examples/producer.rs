@@ -3,8 +3,8 @@
 //! acknowledged, and many are under way at once. `meterr publish --nats URL` does the same with more
 //! care (limits in bytes, refusals told apart); `meterr_connectors::nats::producer` is its core.
 //!
-//! Run: `cargo run --release --example producer -- nats://127.0.0.1:4222 < events.ndjson`. It needs a
-//! server: `nats-server -c config/nats-server.conf` and `meterr serve --nats nats://127.0.0.1:4222`.
+//! Run: `cargo run --release --example producer -- --nats nats://127.0.0.1:4222 < events.ndjson`.
+//! It needs a server: `nats-server -c config/nats-server.conf` and `meterr serve --nats nats://127.0.0.1:4222`.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -23,7 +23,8 @@ const WINDOW: usize = 256;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let url = std::env::args().nth(1).unwrap_or_else(|| "nats://127.0.0.1:4222".to_owned());
+    let mut arguments = std::env::args().skip(1).skip_while(|argument| argument != "--nats");
+    let url = arguments.nth(1).unwrap_or_else(|| "nats://127.0.0.1:4222".to_owned());
     let context = jetstream::new(async_nats::connect(url).await?);
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let run = format!("{:x}-{:x}", std::process::id(), since.as_nanos());

@@ -9,7 +9,7 @@ mod nats;
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -208,6 +208,31 @@ async fn an_interruption_finishes_what_is_under_way_and_says_what_was_not_sent()
     assert_eq!((&books["accepted"], &books["unsent"]), (&50.into(), &0.into()));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.starts_with("interrupted at line 50: 0 lines before it"), "{told}");
+    drop(input);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interruption_while_the_server_is_away_says_how_many_lines_were_not_sent() {
+    let mut server = NatsServer::start(NatsOptions::new());
+    let context = streams(&server.url()).await;
+    let mut child = publishing(&server.url(), "-", &["--json"]);
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(line(0).as_bytes()).unwrap();
+    until_stored(&context, 1).await;
+    server.kill();
+    input.write_all((1..6).map(line).collect::<String>().as_bytes()).unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+    let trouble = told.next().unwrap().unwrap();
+    assert!(trouble.starts_with("trying again: ") && trouble.contains("connection"), "{trouble}");
+    support::signal(child.id(), "INT").unwrap();
+    let said: Vec<String> = told.map(Result::unwrap).collect();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said:?}");
+    let books = json(&output);
+    assert_eq!(books["accepted"].as_u64().unwrap() + books["unsent"].as_u64().unwrap(), 6);
+    assert!(books["unsent"].as_u64().unwrap() >= 5, "{books}");
+    let last = said.last().unwrap();
+    assert!(last.contains("interrupted at line 6: "), "{last}");
     drop(input);
 }
 

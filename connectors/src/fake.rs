@@ -17,6 +17,9 @@ use tokio::sync::watch;
 use crate::api::*;
 
 pub(crate) struct Fake {
+    /// Shards of the deployment, and the one that answers are about.
+    pub shards: u16,
+    pub home: u16,
     pub asked: Mutex<Vec<String>>,
     pub published: Mutex<Vec<ShardBatch>>,
     /// Shards whose writes fail.
@@ -46,6 +49,8 @@ pub(crate) struct Fake {
 impl Default for Fake {
     fn default() -> Self {
         Fake {
+            shards: SHARDS,
+            home: 3,
             asked: Mutex::default(),
             published: Mutex::default(),
             failing: Mutex::default(),
@@ -72,7 +77,7 @@ pub(crate) const SHARDS: u16 = 4;
 const CURRENT: &[u8] = include_bytes!("../../config/wire/live/current.json").trim_ascii_end();
 
 /// Figures with something in every member.
-fn figures() -> Figures {
+pub(crate) fn figures() -> Figures {
     Figures {
         events: 3,
         input_tokens: 1_122,
@@ -154,13 +159,17 @@ impl Fake {
 
     fn as_of(&self) -> AsOf {
         let reached = *self.reached.borrow();
-        AsOf { as_of: format!("3:{reached}").parse().unwrap(), epochs: vec![(ShardId(3), reached)] }
+        let home = self.home;
+        AsOf {
+            as_of: format!("{home}:{reached}").parse().unwrap(),
+            epochs: vec![(ShardId(home), reached)],
+        }
     }
 }
 
 impl Api for Fake {
     fn shards(&self) -> u16 {
-        SHARDS
+        self.shards
     }
 
     fn publish(&self, batches: Vec<ShardBatch>) -> BoxFuture<'static, Vec<ShardOutcome>> {
@@ -221,11 +230,12 @@ impl Api for Fake {
         &self,
         query: DeadLetterQuery,
     ) -> BoxFuture<'static, ApiResult<Vec<DeadLetter>>> {
+        let home = self.home;
         let letter = |n| DeadLetter {
-            id: format!("3-7-{n}"),
-            subject: "usage.3.@batch".to_owned(),
+            id: format!("{home}-7-{n}"),
+            subject: format!("usage.{home}.@batch"),
             position: 7,
-            line: n,
+            line: n + 1,
             reason: Reason::TooLate,
             detail: "too late".to_owned(),
             raw: None,
@@ -233,14 +243,14 @@ impl Api for Fake {
             truncated: false,
             replayed: None,
         };
-        let letters = (0..5).take(query.limit).map(letter).collect();
+        let letters = (0..5_u32).take(query.limit).map(letter).collect();
         self.answer(format!("{query:?}"), None, letters)
     }
 
     fn dead_letter(&self, id: String) -> BoxFuture<'static, ApiResult<DeadLetter>> {
         let letter = DeadLetter {
             id: id.clone(),
-            subject: "usage.3.@batch".to_owned(),
+            subject: format!("usage.{}.@batch", self.home),
             position: 7,
             line: 1,
             reason: Reason::Malformed,
@@ -258,7 +268,11 @@ impl Api for Fake {
         id: String,
         mended: Option<Bytes>,
     ) -> BoxFuture<'static, ApiResult<Positions>> {
-        self.answer(format!("replay {id} {mended:?}"), None, "3:8".parse().unwrap())
+        self.answer(
+            format!("replay {id} {mended:?}"),
+            None,
+            format!("{}:8", self.home).parse().unwrap(),
+        )
     }
 
     fn prices(
@@ -289,7 +303,7 @@ impl Api for Fake {
             cost_before: by_org.cost_before,
             cost_after: by_org.cost_after,
             by_org: vec![by_org],
-            as_of: "3:118,c:19".parse().unwrap(),
+            as_of: format!("{}:118,c:19", self.home).parse().unwrap(),
         };
         self.answer(format!("preview {} prices", entries.len()), None, effect)
     }
@@ -363,7 +377,7 @@ impl Api for Fake {
             usage_head: reached,
             control_position: reached,
         };
-        future::ready((0..SHARDS).map(status).collect()).boxed()
+        future::ready((0..self.shards).map(status).collect()).boxed()
     }
 
     fn metrics(&self) -> String {

@@ -21,4 +21,6 @@ pub mod memory;
 pub mod nats;
 pub mod price_import;
 pub mod requests;
+#[cfg(test)]
+mod schema;
 pub mod sled;

@@ -12,20 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use meterr_connectors::log::{Log, LogError, Message};
-use meterr_connectors::nats::connection::{NatsSettings, connect};
-use meterr_connectors::nats::log::{Connections, Counters, JetStreamLog};
+use meterr_connectors::nats::connection::NatsSettings;
+use meterr_connectors::nats::log::{Connections, JetStreamLog};
 use meterr_connectors::nats::streams::Wanted;
 use meterr_operators::ids::ShardId;
 use nats::Cluster;
 
 async fn connections(url: &str) -> Connections {
     let settings = NatsSettings { url: url.to_owned(), ..NatsSettings::default() };
-    Connections {
-        input: connect(&settings, "input").await.unwrap(),
-        output: connect(&settings, "output").await.unwrap(),
-        runtime: tokio::runtime::Handle::current(),
-        counters: Arc::new(Counters::default()),
-    }
+    Connections::connect(&settings).await.unwrap()
 }
 
 async fn all(log: &JetStreamLog) -> Vec<String> {

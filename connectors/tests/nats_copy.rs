@@ -15,9 +15,9 @@ use meterr_connectors::copy::{self, Compared, CopyError, Place, Plan};
 use meterr_connectors::embedded::{EmbeddedOptions, EmbeddedPlace, FaultFs};
 use meterr_connectors::log::{Log, LogError, Message};
 use meterr_connectors::memory::MemoryLog;
-use meterr_connectors::nats::connection::{NatsSettings, connect};
+use meterr_connectors::nats::connection::NatsSettings;
 use meterr_connectors::nats::import::JetStreamPlace;
-use meterr_connectors::nats::log::{Connections, Counters, JetStreamLog};
+use meterr_connectors::nats::log::{Connections, JetStreamLog};
 use meterr_connectors::nats::streams::Wanted;
 use meterr_operators::ids::ShardId;
 use meterr_operators::time::Time;
@@ -34,13 +34,7 @@ impl Connected {
     fn to(url: &str) -> Connected {
         let runtime = Runtime::new().unwrap();
         let settings = NatsSettings { url: url.to_owned(), ..NatsSettings::default() };
-        let client = || runtime.block_on(connect(&settings, "test")).unwrap();
-        let connections = Connections {
-            input: client(),
-            output: client(),
-            runtime: runtime.handle().clone(),
-            counters: Arc::new(Counters::default()),
-        };
+        let connections = runtime.block_on(Connections::connect(&settings)).unwrap();
         Connected { runtime, connections }
     }
 

@@ -8,14 +8,13 @@
 mod nats;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::Config;
 use meterr_connectors::log::{Log, LogError, Message, Record};
 use meterr_connectors::nats::connection::{NatsSettings, connect};
-use meterr_connectors::nats::log::{Connections, Counters, JetStreamLog};
+use meterr_connectors::nats::log::{Connections, JetStreamLog};
 use meterr_connectors::nats::mapping::{Mapping, probe};
 use meterr_connectors::nats::streams::Wanted;
 use meterr_operators::ids::ShardId;
@@ -26,12 +25,7 @@ const MANY: usize = 1 << 20;
 
 async fn connections(server: &NatsServer) -> Connections {
     let settings = NatsSettings { url: server.url(), ..NatsSettings::default() };
-    Connections {
-        input: connect(&settings, "input").await.unwrap(),
-        output: connect(&settings, "output").await.unwrap(),
-        runtime: tokio::runtime::Handle::current(),
-        counters: Arc::new(Counters::default()),
-    }
+    Connections::connect(&settings).await.unwrap()
 }
 
 async fn usage(connections: &Connections) -> JetStreamLog {
@@ -145,6 +139,71 @@ async fn a_producer_cannot_forge_place_time_or_subject() {
         );
         assert!(record.time > Time(1_500_000_000_000_000), "{:?}", record.time);
     }
+}
+
+/// Publishes a message with headers as they stand, which no client would.
+fn publish_raw(server: &NatsServer, headers: &[u8], payload: &str) {
+    use std::io::{BufRead, BufReader, Write};
+    let mut socket = std::net::TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    let head = [b"NATS/1.0", headers, b"\r\n\r\n"].concat();
+    let total = head.len() + payload.len();
+    let line = format!("HPUB usage.3.acme {} {total}\r\n", head.len());
+    socket.write_all(b"CONNECT {\"headers\":true,\"verbose\":false}\r\n").unwrap();
+    socket
+        .write_all(&[line.as_bytes(), &head, payload.as_bytes(), b"\r\nPING\r\n"].concat())
+        .unwrap();
+    // The server has taken it in once it answers.
+    let mut lines = BufReader::new(socket).lines();
+    while lines.next().unwrap().unwrap() != "PONG" {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_break_a_client_hold_nothing_up() {
+    const HOSTILE: [&[u8]; 14] = [
+        b"\r\na: 1\r2",
+        b"\r\na: \xff\xfe",
+        b"\r\nno colon",
+        b"\r\na b: 1",
+        b"\r\n: 1",
+        b" 100 Idle Heartbeat",
+        b" 204 EOB",
+        b" 404 No Messages",
+        b" 408 Request Timeout",
+        b" 409 Consumer Deleted",
+        b" 503",
+        b" 99999",
+        b"\r\na: 1\r\n 2\r\n\t3",
+        b"\r\n\xff: 1",
+    ];
+    let server = NatsServer::start(NatsOptions::new());
+    let connections = connections(&server).await;
+    let log = usage(&connections).await;
+    let reader = tokio::spawn({
+        let log = log.clone();
+        async move { follow(&log, 1, 3 * HOSTILE.len()).await }
+    });
+    let mut expected = Vec::new();
+    for (n, headers) in HOSTILE.iter().enumerate() {
+        log.append(vec![message(format!("before {n}"))]).await.unwrap();
+        publish_raw(&server, headers, &format!("hostile {n}"));
+        log.append(vec![message(format!("after {n}"))]).await.unwrap();
+        expected.extend([format!("before {n}"), format!("hostile {n}"), format!("after {n}")]);
+    }
+    let followed = reader.await.unwrap();
+    assert_eq!(texts(&followed), expected);
+    // All at once, by other ways.
+    log.refresh().await.unwrap();
+    let mut read = Vec::new();
+    while read.len() < expected.len() {
+        read.extend(log.read(read.len() as u64 + 1, MANY).await.unwrap());
+    }
+    assert_eq!(read, followed);
+    for record in &followed {
+        assert_eq!(log.read(record.position, 1).await.unwrap(), std::slice::from_ref(record));
+    }
+    let again = usage(&connections).await;
+    assert_eq!(follow(&again, 1, expected.len()).await, followed);
+    assert!(log.failure().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

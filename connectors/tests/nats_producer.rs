@@ -228,7 +228,7 @@ authorization { users = [
   { user: deaf, password: d, permissions: { publish: [">"], subscribe: ["other"] } }
   { user: writer, password: w, permissions: { publish: ["usage.>"] } }
 ] }"#;
-    let server = NatsServer::start(NatsOptions::new().text(users).login("admin", "a"));
+    let server = NatsServer::start(NatsOptions::new().mapping(1).text(users).login("admin", "a"));
     let of = |user: &str| format!("nats://{user}@127.0.0.1:{}", server.port());
     let admin = connect(&settings(&of("admin:%61")), "tests").await.unwrap();
     let admin = jetstream::new(admin);
@@ -246,6 +246,10 @@ authorization { users = [
         assert_eq!(failure, "not permitted: this user may not publish to \"usage.0.@batch\"");
     }
     assert_eq!(reader.shards().await, Ok(1));
+    // The server looks after its mapping, and names what that made of the subject.
+    let acme = Message { subject: "usage.acme".to_owned(), ..message(SHARD, "x") };
+    let error = refused(reader.send(SHARD, acme).await).await;
+    assert!(matches!(error.failure, Some(Failure::Denied(_))), "{error:?}");
     let deaf = producer("deaf:d").await;
     for _ in 0..2 {
         let error = refused(deaf.send(SHARD, message(SHARD, "x")).await).await;

@@ -4,24 +4,30 @@
 //! thread that waits for a log can hold up the connection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use meterr_connectors::api::Api;
 use meterr_connectors::changes::Announcer;
 use meterr_connectors::log::Log;
 use meterr_connectors::nats::announce::SpendAnnouncer;
-use meterr_connectors::nats::connection::{connect, shown};
-use meterr_connectors::nats::log::{Connections, Counters, JetStreamLog};
+use meterr_connectors::nats::connection::{Line, NatsSettings, shown};
+use meterr_connectors::nats::log::{Connections, JetStreamLog};
 use meterr_connectors::nats::mapping::{self, Mapping};
-use meterr_connectors::nats::service::{ServiceHandle, ServiceSettings, serve_queries};
+use meterr_connectors::nats::service::{ServiceSettings, serve_queries};
 use meterr_connectors::nats::streams::Wanted;
 use meterr_operators::ids::ShardId;
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::node::NodeError;
 use crate::settings::{self, MappingWanted};
 
 /// Smallest `max_payload` of a server: what the largest part or request needs.
 const PAYLOAD_MIN: usize = 1024 * 1024;
+
+/// Time between looks at the connection that questions come by.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Connected to NATS.
 pub struct Nats {
@@ -45,23 +51,16 @@ impl Nats {
                 what: "cannot start a runtime".to_owned(),
                 source,
             })?;
-        let connected = async {
-            let input = connect(&settings.connection, "meterr input").await?;
-            let output = connect(&settings.connection, "meterr output").await?;
-            Ok::<_, meterr_connectors::nats::connection::ConnectError>((input, output))
-        };
-        let (input, output) =
-            runtime.block_on(connected).map_err(|error| NodeError::Refused(error.to_string()))?;
-        let max = output.max_payload();
+        let connections = runtime
+            .block_on(Connections::connect(&settings.connection))
+            .map_err(|error| NodeError::Refused(error.to_string()))?;
+        let max = connections.output.max_payload();
         if max < PAYLOAD_MIN {
             return Err(NodeError::Refused(format!(
                 "the NATS server takes messages of {max} bytes at most; set max_payload to 1MB or more \
                  in its configuration"
             )));
         }
-        let counters = Arc::new(Counters::default());
-        let handle = runtime.handle().clone();
-        let connections = Connections { input, output, runtime: handle, counters };
         Ok(Nats { settings: settings.clone(), connections, runtime })
     }
 
@@ -139,8 +138,8 @@ impl Nats {
         Arc::new(SpendAnnouncer::new(self.connections.output.clone()))
     }
 
-    /// Answers questions on NATS until the handle is stopped, on a connection of its own, so that
-    /// answers and commits do not wait for each other.
+    /// Answers questions on NATS until stopped, on a connection of its own, so that answers and commits
+    /// do not wait for each other.
     ///
     /// # Errors
     /// When the server does not let us.
@@ -148,16 +147,16 @@ impl Nats {
         &self,
         api: Arc<dyn Api>,
         settings: ServiceSettings,
-    ) -> Result<ServiceHandle, NodeError> {
+    ) -> Result<Questions, NodeError> {
+        let (ready, begun) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
         let connection = self.settings.connection.clone();
-        let serving = self.runtime.spawn(async move {
-            let client = connect(&connection, "meterr questions").await;
-            let client = client.map_err(|error| error.to_string())?;
-            let serving = serve_queries(client, api, settings).await;
-            serving.map_err(|error| error.to_string())
-        });
-        let served = serving.await.map_err(|error| NodeError::Refused(error.to_string()))?;
-        served.map_err(NodeError::Refused)
+        let answering = self.runtime.spawn(answer(connection, api, settings, ready, stopped));
+        match begun.await {
+            Ok(Ok(())) => Ok(Questions { stop, answering }),
+            Ok(Err(why)) => Err(NodeError::Refused(why)),
+            Err(_) => Err(NodeError::Refused("questions cannot be answered on NATS".to_owned())),
+        }
     }
 
     /// The connections.
@@ -173,6 +172,67 @@ impl Nats {
     /// Lets go of the server. What waits for it is given up.
     pub fn close(self) {
         self.runtime.shutdown_background();
+    }
+}
+
+/// Questions being answered.
+pub struct Questions {
+    stop: oneshot::Sender<()>,
+    answering: JoinHandle<()>,
+}
+
+impl Questions {
+    /// Takes no more, and answers what has come.
+    pub async fn stop(self) {
+        // If it ended by itself there is nothing left to answer.
+        if self.stop.send(()).is_ok() {
+            drop(self.answering.await);
+        }
+    }
+}
+
+/// Answers until told to stop. Whoever may ask can send headers that end the client; then the service
+/// is begun anew on another one.
+async fn answer(
+    connection: NatsSettings,
+    api: Arc<dyn Api>,
+    settings: ServiceSettings,
+    ready: oneshot::Sender<Result<(), String>>,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let begun = async {
+        let line = Line::connect(&connection, "meterr questions").await;
+        let line = line.map_err(|error| error.to_string())?;
+        let service = serve_queries(line.client(), api.clone(), settings.clone()).await;
+        Ok((line, service.map_err(|error| error.to_string())?))
+    };
+    let (line, service) = match begun.await {
+        Ok(begun) => begun,
+        // Whoever waits for it may have gone.
+        Err(why) => return drop(ready.send(Err(why))),
+    };
+    let _ = ready.send(Ok(()));
+    let mut service = Some(service);
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            _ = &mut stopped => {
+                if let Some(service) = service {
+                    service.stop().await;
+                }
+                return;
+            }
+            _ = look.tick() => {}
+        }
+        if line.revive().await {
+            service = None;
+        }
+        if service.is_none() {
+            match serve_queries(line.client(), api.clone(), settings.clone()).await {
+                Ok(anew) => service = Some(anew),
+                Err(error) => tracing::warn!(%error, "questions are not answered; trying on"),
+            }
+        }
     }
 }
 

@@ -133,13 +133,17 @@ func ask(connection *nats.Conn, org string, f *follower) bool {
 			return false
 		}
 		var m liveMessage
-		if json.Unmarshal(reply.Data, &m) != nil || f.take(m) == "missed" {
+		if json.Unmarshal(reply.Data, &m) != nil {
 			return false
 		}
+		taken := f.take(m)
+		if taken == "missed" {
+			return false
+		}
+		if taken == "applied" && m.Kind != "current" {
+			f.show(m.Kind)
+		}
 		if !m.More {
-			if m.Kind != "current" {
-				f.show(m.Kind)
-			}
 			return true
 		}
 	}

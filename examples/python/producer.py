@@ -97,13 +97,16 @@ class Producer:
         self.counts["duplicates"] += bool(ack.duplicate)
 
     async def publish(self, lines):
-        under_way = set()
-        for number, batch in enumerate(batches(lines)):
+        under_way, number = set(), 0
+        source = batches(lines)
+        # Reading waits on a thread of its own, so that answers are heard meanwhile.
+        while (batch := await asyncio.to_thread(next, source, None)) is not None:
             if len(under_way) >= WINDOW:
                 done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
             under_way.add(asyncio.create_task(self.deliver(number, *batch)))
+            number += 1
         await asyncio.gather(*under_way)
         position = ",".join(f"{shard}:{seq}" for shard, seq in sorted(self.positions.items()))
         return {**self.counts, "position": position}

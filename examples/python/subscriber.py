@@ -87,11 +87,12 @@ async def ask(connection, org, follower):
             if headers.get("Status") == "503" or "Nats-Service-Error" in headers:
                 return False  # Nobody there, or not ready.
             message = json.loads(reply.data)
-            if follower.take(message) == "missed":
+            taken = follower.take(message)
+            if taken == "missed":
                 return False
-            more = message.get("more", False)
-            if not more and message["kind"] != "current":
+            if taken == "applied" and message["kind"] != "current":
                 print(json.dumps(follower.shown(message["kind"])), flush=True)
+            more = message.get("more", False)
         return True
     except (NatsError, asyncio.TimeoutError):
         return False

@@ -148,7 +148,7 @@ if (options.check) {
   }
   console.log(JSON.stringify({ vectors: vectors.length }));
 } else {
-  const connection = await connect({ servers: options.nats, maxReconnectAttempts: -1, reconnectTimeWait: 200 });
+  const connection = await connect({ servers: options.nats, maxReconnectAttempts: -1, reconnectTimeWait: 200, waitOnFirstConnect: true });
   const producer = new Producer(jetstream(connection), options.shards === undefined ? undefined : Number(options.shards));
   const lines = createInterface({ input: process.stdin, crlfDelay: Infinity });
   console.log(JSON.stringify(await producer.publish(lines)));

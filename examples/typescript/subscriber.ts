@@ -93,11 +93,10 @@ async function ask(connection: NatsConnection, org: string, follower: Follower):
       // Nobody there, or not ready.
       if (reply.headers?.code === 503 || reply.headers?.has("Nats-Service-Error")) return false;
       const message: LiveMessage = reply.json();
-      if (follower.take(message) === "missed") return false;
-      if (!message.more) {
-        if (message.kind !== "current") console.log(JSON.stringify(follower.shown(message.kind)));
-        return true;
-      }
+      const taken = follower.take(message);
+      if (taken === "missed") return false;
+      if (taken === "applied" && message.kind !== "current") console.log(JSON.stringify(follower.shown(message.kind)));
+      if (!message.more) return true;
       clearTimeout(timer);
       timer = setTimeout(() => replies.unsubscribe(), ANSWER);
     }
@@ -113,7 +112,7 @@ async function ask(connection: NatsConnection, org: string, follower: Follower):
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 async function follow(server: string, org: string, untilEvents: number): Promise<void> {
-  const connection = await connect({ servers: server, maxReconnectAttempts: -1, reconnectTimeWait: 200 });
+  const connection = await connect({ servers: server, maxReconnectAttempts: -1, reconnectTimeWait: 200, waitOnFirstConnect: true });
   const changes: LiveMessage[] = [];
   let lost = true;
   let wake = () => {};

@@ -138,7 +138,8 @@ pub async fn publish(n: u64, seed: u64, url: &str, stage: &Stage, sent: &Mutex<S
             let forged = source.forged(&batch);
             insist(&context, messages(&mut source.rng, &[forged]), sent).await;
         }
-        tokio::time::sleep(Duration::from_micros(source.rng.below(6_000))).await;
+        // Slow enough for an old checkpoint to be caught up with in a moment.
+        tokio::time::sleep(Duration::from_micros(source.rng.below(50_000))).await;
     }
 }
 

@@ -11,23 +11,16 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::connect;
+use crate::seen::Seen;
 use crate::stage::Stage;
 use crate::table::Table;
 
-/// What a watcher saw.
+/// A watcher.
 #[derive(Debug, Default)]
-pub struct Seen {
-    /// The org.
-    pub org: String,
+pub struct Watcher {
+    /// What it saw.
+    pub seen: Seen,
     shard: Option<u16>,
-    /// Epoch of the snapshot it began with.
-    pub began: u64,
-    /// Epoch of the last change taken.
-    last: u64,
-    /// Epochs of the changes taken, in order.
-    pub epochs: Vec<u64>,
-    /// Snapshot and changes added up.
-    pub table: Table,
     /// Changes that came by themselves and were taken.
     pub live: u64,
     /// Questions answered.
@@ -43,15 +36,19 @@ enum Next {
     Ask,
 }
 
-impl Seen {
+impl Watcher {
+    fn new(org: &str) -> Watcher {
+        Watcher { seen: Seen::new(org), ..Watcher::default() }
+    }
+
     /// Takes in a change that came by itself.
     fn heard(&mut self, message: LiveMessage) -> Next {
         assert_eq!(message.kind, LiveKind::Change, "{message:?}");
-        assert_eq!(message.org, self.org);
-        if message.epoch <= self.last {
+        assert_eq!(message.org, self.seen.org);
+        if message.epoch <= self.seen.last() {
             return Next::Wait;
         }
-        if message.previous.unwrap() > self.last {
+        if message.previous.unwrap() > self.seen.last() {
             return Next::Ask;
         }
         if self.pieces.first().is_some_and(|first| first.epoch != message.epoch) {
@@ -77,33 +74,44 @@ impl Seen {
     fn change(&mut self, pieces: &[LiveMessage]) {
         let epoch = pieces[0].epoch;
         for piece in pieces {
-            assert!(piece.epoch == epoch && epoch > self.last, "{}: {piece:?}", self.org);
-            assert!(piece.previous.unwrap() <= self.last, "{}: a gap: {piece:?}", self.org);
-            self.table.apply(&piece.views);
+            assert!(
+                piece.epoch == epoch && epoch > self.seen.last(),
+                "{}: {piece:?}",
+                self.seen.org
+            );
+            assert!(
+                piece.previous.unwrap() <= self.seen.last(),
+                "{}: a gap: {piece:?}",
+                self.seen.org
+            );
         }
-        self.epochs.push(epoch);
-        self.last = epoch;
+        for piece in pieces {
+            self.seen.change(epoch, &piece.views);
+        }
     }
 
     /// Takes in a whole answer.
     fn answered(&mut self, answer: Vec<LiveMessage>) {
         self.asked += 1;
         self.pieces.clear();
-        assert!(answer.iter().all(|message| message.org == self.org));
+        assert!(answer.iter().all(|message| message.org == self.seen.org));
         let shard = answer[0].shard.0;
         match answer[0].kind {
             LiveKind::Snapshot => {
-                assert_eq!(self.shard, None, "{}: a snapshot instead of what was missed", self.org);
+                assert_eq!(
+                    self.shard, None,
+                    "{}: a snapshot instead of what was missed",
+                    self.seen.org
+                );
                 for (n, piece) in answer.iter().enumerate() {
                     assert_eq!((piece.kind, piece.piece as usize), (LiveKind::Snapshot, n));
                     assert_eq!(
                         (piece.pieces as usize, piece.epoch),
                         (answer.len(), answer[0].epoch)
                     );
-                    self.table.apply(&piece.views);
+                    self.seen.table.apply(&piece.views);
                 }
-                self.began = answer[0].epoch;
-                self.last = self.began;
+                self.seen.began = answer[0].epoch;
                 self.shard = Some(shard);
             }
             LiveKind::Current => {
@@ -151,11 +159,11 @@ async fn ask(client: &Client, org: &str, after: Option<String>) -> Option<Vec<Li
 }
 
 /// Asks until there is an answer, and takes it in.
-async fn catch_up(client: &Client, seen: &mut Seen) {
+async fn catch_up(client: &Client, watcher: &mut Watcher) {
     loop {
-        let after = seen.shard.map(|shard| format!("{shard}-{}", seen.last));
-        match ask(client, &seen.org, after).await {
-            Some(answer) => return seen.answered(answer),
+        let after = watcher.shard.map(|shard| format!("{shard}-{}", watcher.seen.last()));
+        match ask(client, &watcher.seen.org, after).await {
+            Some(answer) => return watcher.answered(answer),
             None => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
@@ -164,18 +172,18 @@ async fn catch_up(client: &Client, seen: &mut Seen) {
 /// What a new watcher gets.
 pub async fn snapshot(url: &str, org: &str) -> Table {
     let client = connect(url).await;
-    let mut seen = Seen { org: org.to_owned(), ..Seen::default() };
-    catch_up(&client, &mut seen).await;
-    seen.table
+    let mut watcher = Watcher::new(org);
+    catch_up(&client, &mut watcher).await;
+    watcher.seen.table
 }
 
 /// Watches an org until the stage is over.
-pub async fn watch(org: &str, url: &str, stage: &Stage) -> Seen {
+pub async fn watch(org: &str, url: &str, stage: &Stage) -> Watcher {
     let client = connect(url).await;
     let connects = || client.statistics().connects.load(Ordering::Relaxed);
     let mut changes: Subscriber = client.subscribe(format!("spend.{org}")).await.unwrap();
-    let mut seen = Seen { org: org.to_owned(), ..Seen::default() };
-    catch_up(&client, &mut seen).await;
+    let mut watcher = Watcher::new(org);
+    catch_up(&client, &mut watcher).await;
     let (mut connected, mut quiet) = (connects(), Instant::now());
     loop {
         let over = stage.over.load(Ordering::SeqCst);
@@ -184,18 +192,18 @@ pub async fn watch(org: &str, url: &str, stage: &Stage) -> Seen {
             Ok(message) => {
                 quiet = Instant::now();
                 let message = message.expect("the client stays connected");
-                seen.heard(serde_json::from_slice(&message.payload).unwrap())
+                watcher.heard(serde_json::from_slice(&message.payload).unwrap())
             }
             Err(_) if over => {
-                catch_up(&client, &mut seen).await;
-                return seen;
+                catch_up(&client, &mut watcher).await;
+                return watcher;
             }
             Err(_) if quiet.elapsed() > Duration::from_secs(2) => Next::Ask,
             Err(_) => Next::Wait,
         };
         let now = connects();
         if next == Next::Ask || std::mem::replace(&mut connected, now) != now {
-            catch_up(&client, &mut seen).await;
+            catch_up(&client, &mut watcher).await;
             quiet = Instant::now();
         }
     }

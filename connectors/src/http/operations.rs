@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::problem::{Kind, Problem};
 use super::{State, ok, openapi, query};
+use crate::nats::asyncapi;
 use crate::requests::problem;
 
 /// The process answers. Says nothing about shards: a restart would not help a stopped one.
@@ -53,6 +54,11 @@ pub(super) async fn metrics(
 pub(super) async fn openapi(request: HttpRequest) -> Result<HttpResponse, Problem> {
     query::of(&request, &[])?;
     Ok(HttpResponse::Ok().content_type("application/json").body(openapi::DOCUMENT))
+}
+
+pub(super) async fn asyncapi(request: HttpRequest) -> Result<HttpResponse, Problem> {
+    query::of(&request, &[])?;
+    Ok(HttpResponse::Ok().content_type("application/json").body(asyncapi::DOCUMENT))
 }
 
 /// What a problem's `type` means.

@@ -19,7 +19,7 @@ const fn entry(method: Method, path: &'static str, to: fn(Route) -> Route) -> En
 }
 
 /// Every route. Entries of one path stand together.
-pub(super) static ROUTES: [Entry; 24] = [
+pub(super) static ROUTES: [Entry; 25] = [
     entry(Method::POST, "/v1/events", |route| route.to(events::publish)),
     entry(Method::GET, "/v1/orgs/{org}/spend", |route| route.to(spend::of_org)),
     entry(Method::GET, "/v1/orgs/{org}/users/{user}/spend", |route| route.to(spend::of_user)),
@@ -43,6 +43,7 @@ pub(super) static ROUTES: [Entry; 24] = [
     entry(Method::GET, "/readyz", |route| route.to(operations::readyz)),
     entry(Method::GET, "/metrics", |route| route.to(operations::metrics)),
     entry(Method::GET, "/openapi.json", |route| route.to(operations::openapi)),
+    entry(Method::GET, "/asyncapi.json", |route| route.to(operations::asyncapi)),
     entry(Method::GET, "/problems/{kind}", |route| route.to(operations::problem_kind)),
 ];
 

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use parking_lot::RwLock;
 
 /// Oldest server that does what is needed here.
 const SERVER_MIN: (i64, i64, i64) = (2, 11, 0);
@@ -151,6 +153,67 @@ pub(super) async fn connect_and_hear(
         return Err(ConnectError::Old { url, version: client.server_info().version });
     }
     Ok(client)
+}
+
+/// A connection that is made anew when its client dies. The client dies (its task panics) of a message
+/// with a carriage return in a header, and anybody who may publish can send one.
+pub struct Line {
+    settings: NatsSettings,
+    name: String,
+    client: RwLock<Client>,
+    /// Connections of clients that died.
+    before: AtomicU64,
+    reviving: tokio::sync::Mutex<()>,
+}
+
+impl Line {
+    /// Connects.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Line, ConnectError> {
+        let client = RwLock::new(connect(settings, name).await?);
+        let (settings, name) = (settings.clone(), name.to_owned());
+        let (before, reviving) = (AtomicU64::new(0), tokio::sync::Mutex::new(()));
+        Ok(Line { settings, name, client, before, reviving })
+    }
+
+    /// The client as it is now.
+    pub fn client(&self) -> Client {
+        self.client.read().clone()
+    }
+
+    /// Connections made so far.
+    pub fn connects(&self) -> u64 {
+        let now = self.client.read().statistics().connects.load(Ordering::Relaxed);
+        self.before.load(Ordering::Relaxed) + now
+    }
+
+    /// Whether the connection stands.
+    pub fn connected(&self) -> bool {
+        self.client.read().connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Replaces a client that is dead; says whether it was. One that only waits for a server is not.
+    pub async fn revive(&self) -> bool {
+        let _one = self.reviving.lock().await;
+        let client = self.client();
+        // Only a dead client refuses at once.
+        let asked = tokio::time::timeout(Duration::from_secs(2), client.flush()).await;
+        if !matches!(asked, Ok(Err(_))) {
+            return false;
+        }
+        tracing::error!(connection = self.name, "the NATS client died; connecting anew");
+        match connect(&self.settings, &self.name).await {
+            Ok(anew) => {
+                let connects = client.statistics().connects.load(Ordering::Relaxed);
+                self.before.fetch_add(connects, Ordering::Relaxed);
+                *self.client.write() = anew;
+            }
+            Err(error) => tracing::warn!(%error, "no connection"),
+        }
+        true
+    }
 }
 
 /// Undoes the percent encoding of a part of an address. What is no encoding stays as it is.

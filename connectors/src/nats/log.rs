@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::connection::{ConnectError, Line, NatsSettings, connect};
 use super::streams::{IDENTITY_KEY, Wanted, copied_to};
 use super::tail::Tail;
 use crate::log::{Appended, Log, LogError, LogIdentity, LogResult, Message, Record, system_clock};
@@ -76,9 +77,10 @@ pub struct Figures {
 /// Connections and runtime that the logs of a node share.
 #[derive(Clone)]
 pub struct Connections {
-    /// For what is read in large amounts.
-    pub input: Client,
-    /// For appends, commits and questions, so that they do not stand behind a megabyte of input.
+    /// For what is read in large amounts. What producers wrote comes by it.
+    pub input: Arc<Line>,
+    /// For appends and commits, so that they do not stand behind a megabyte of input. Only answers of the
+    /// server come by it, in JSON: nothing that a producer wrote as it is.
     pub output: Client,
     /// Where requests run.
     pub runtime: Handle,
@@ -87,18 +89,29 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// Connects twice; requests run on the runtime of the caller.
+    ///
+    /// # Errors
+    /// When no server answers or it cannot be used.
+    pub async fn connect(settings: &NatsSettings) -> Result<Connections, ConnectError> {
+        Ok(Connections {
+            input: Arc::new(Line::connect(settings, "meterr input").await?),
+            output: connect(settings, "meterr output").await?,
+            runtime: Handle::current(),
+            counters: Arc::new(Counters::default()),
+        })
+    }
+
     /// What was counted so far.
     pub fn figures(&self) -> Figures {
-        let clients = [&self.input, &self.output];
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let connects = |client: &&Client| {
-            client.statistics().connects.load(Ordering::Relaxed).saturating_sub(1)
-        };
+        let output = &self.output;
+        let reconnects = self.input.connects().saturating_sub(1)
+            + output.statistics().connects.load(Ordering::Relaxed).saturating_sub(1);
         Figures {
-            connected: clients
-                .iter()
-                .all(|c| c.connection_state() == async_nats::connection::State::Connected),
-            reconnects: clients.iter().map(connects).sum(),
+            connected: self.input.connected()
+                && output.connection_state() == async_nats::connection::State::Connected,
+            reconnects,
             retries: count(&self.counters.retries),
             landed: count(&self.counters.landed),
             refused: count(&self.counters.conflicts),
@@ -108,7 +121,7 @@ impl Connections {
     }
 
     pub(super) fn input(&self) -> jetstream::Context {
-        context(self.input.clone())
+        context(self.input.client())
     }
 
     pub(super) fn output(&self) -> jetstream::Context {

@@ -10,12 +10,14 @@
 //! | [`import`] | an account as a place to copy logs from and to |
 //! | [`follow`] | the reader's side of the live protocol, pure; [`subscriber`] does what it says |
 //! | [`service`] | questions, answered as a micro-service; [`endpoints`] is their table |
+//! | [`asyncapi`] | the document that describes all subjects |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
 //! | [`producer`] | messages to usage streams, repeated until they are acknowledged |
 //!
 //! Types of the client library stay in here.
 
 pub mod announce;
+pub mod asyncapi;
 pub mod connection;
 pub mod endpoints;
 pub mod follow;

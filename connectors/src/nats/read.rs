@@ -1,5 +1,7 @@
 //! Reads of a stream outside of its tail: batches from any replica, single records from the leader.
 
+use std::time::Duration;
+
 use async_nats::jetstream;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
@@ -62,23 +64,23 @@ impl Shared {
     }
 
     /// Reads records from `from` on with one request to any replica. Empty also when that replica has
-    /// none yet.
-    async fn read_batch(&self, from: u64, bytes_max: usize) -> LogResult<Vec<Record>> {
-        let until = Instant::now() + PATIENCE;
+    /// none yet, or what stands there cannot come this way (see [`Line`](super::connection::Line)).
+    async fn read_batch(&self, from: u64, bytes_max: usize) -> Vec<Record> {
         let mut wait = BackOff::new();
-        loop {
+        for attempt in 0..2 {
             match self.try_batch(from, bytes_max).await {
-                Ok(records) => return Ok(records),
-                Err(why) if Instant::now() >= until => {
-                    return Err(unavailable(self.stream_name(), "cannot read it", &why));
-                }
-                Err(_) => wait.wait().await,
+                Ok(records) => return records,
+                Err(why) => tracing::debug!(stream = self.stream_name(), why, attempt, "no batch"),
             }
+            self.connections.input.revive().await;
+            wait.wait().await;
         }
+        Vec::new()
     }
 
     async fn try_batch(&self, from: u64, bytes_max: usize) -> Result<Vec<Record>, String> {
-        let client = &self.connections.input;
+        let client = self.connections.input.client();
+        let connected = self.connections.input.connects();
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| text(&e))?;
@@ -90,12 +92,18 @@ impl Shared {
         let mut records: Vec<Record> = Vec::new();
         let until = Instant::now() + ANSWER;
         loop {
-            let answer = match timeout_at(until, answers.next()).await {
+            let soon = Instant::now() + Duration::from_millis(100);
+            let answer = match timeout_at(soon.min(until), answers.next()).await {
                 Ok(Some(answer)) => answer,
-                Ok(None) => return Err("the connection was closed".to_owned()),
-                // What came so far is in order and without gaps.
-                Err(_) if !records.is_empty() => return Ok(records),
-                Err(_) => return Err("no answer in time".to_owned()),
+                lost => {
+                    let waits = lost.is_err() && Instant::now() < until;
+                    if waits && self.connections.input.connects() == connected {
+                        continue;
+                    }
+                    // What came so far is in order and without gaps.
+                    let some = !records.is_empty();
+                    return if some { Ok(records) } else { Err("no answer in time".to_owned()) };
+                }
             };
             match answer.status.map_or(200, |status| status.as_u16()) {
                 200 => {}
@@ -129,7 +137,7 @@ impl Shared {
         let mut records = if bytes_max <= SINGLE_BYTES {
             Vec::new()
         } else {
-            self.read_batch(from, bytes_max).await?
+            self.read_batch(from, bytes_max).await
         };
         if records.is_empty() && (from <= self.state.lock().head || bytes_max <= SINGLE_BYTES) {
             records.extend(self.read_single(from).await?);

@@ -86,13 +86,20 @@ pub(super) fn from_raw(raw: RawMessage, copied_to: u64) -> Result<Record, String
     Ok(from_stream(message, copied_to))
 }
 
-/// Headers as they are stored: a line with the version, then one a header. What is no header is passed
-/// over.
+/// Headers as they are stored: a line with the version, then one a header, which goes on in lines that
+/// begin with white space. What the client can read is read as it does, since what a message decodes to
+/// must not depend on the way it came; what would break its connection is passed over.
 fn parse_headers(bytes: &[u8]) -> HeaderMap {
     let mut map = HeaderMap::new();
-    for line in String::from_utf8_lossy(bytes).split("\r\n").skip(1) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.lines().skip(1).peekable();
+    while let Some(line) = lines.next() {
         let Some((name, value)) = line.split_once(':') else { continue };
-        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.trim().parse()) {
+        let mut value = value.trim_start().to_owned();
+        while let Some(more) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(more);
+        }
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.trim_end().parse()) {
             map.append::<HeaderName, HeaderValue>(name, value);
         }
     }

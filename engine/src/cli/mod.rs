@@ -365,6 +365,8 @@ mod tests {
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "shown\n"));
         let ran = run_with(&["verify", "--data-dir", "/v"], None, &asked);
         assert_eq!(ran.exit, Exit::Different);
+        let copy = ["log", "copy", "--from", "embedded:/l", "--to", "nats:n1:4222"];
+        assert_eq!(run_with(&copy, None, &asked).exit, Exit::Done);
         let ran = run_with(&["checkpoint", "list", "--data-dir", "/c"], None, &asked);
         assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""), "a closed pipe is no error");
         let asked = asked.0.into_inner();
@@ -376,10 +378,21 @@ mod tests {
             ("serve true", "/d"),
             ("demo", "./meterr-data"),
             ("verify", "/v"),
+            ("log copy nats:n1:4222", "./meterr-data"),
             ("checkpoint", "/c"),
         ];
         assert_eq!(dirs, expected);
         assert_eq!(asked[0].1.http.address.port(), 1);
+        let nats = asked[3].1.nats.as_ref().unwrap();
+        assert_eq!(nats.connection.url, "n1:4222");
+        let same = ["log", "copy", "--from", "embedded:/l", "--to", "embedded:/l"];
+        let ran = run(&same);
+        assert_eq!(
+            (ran.exit, ran.err.contains("the same place")),
+            (Exit::Usage, true),
+            "{}",
+            ran.err
+        );
     }
 
     #[test]

@@ -92,10 +92,10 @@ impl Heard {
         true
     }
 
-    /// Whether a publish to `subject` was refused after `before` refusals.
-    pub fn denied_since(&self, subject: &str, before: u64) -> bool {
+    /// Whether a publish to one of `subjects` was refused after `before` refusals.
+    pub fn denied_since(&self, subjects: &[String], before: u64) -> bool {
         let new = usize::try_from(self.denials.saturating_sub(before)).unwrap_or(usize::MAX);
-        self.denied.iter().rev().take(new).any(|denied| denied == subject)
+        self.denied.iter().rev().take(new).any(|denied| subjects.contains(denied))
     }
 }
 
@@ -133,15 +133,16 @@ mod tests {
     #[test]
     fn only_new_refusals_of_the_same_subject_count() {
         let mut heard = Heard::default();
+        let a = ["x".to_owned(), "a".to_owned()];
         assert!(heard.hear(&error(r#"Permissions Violation for Publish to "a""#)));
         let before = heard.denials;
-        assert!(heard.denied_since("a", 0) && !heard.denied_since("a", before));
+        assert!(heard.denied_since(&a, 0) && !heard.denied_since(&a, before));
         for n in 0..2 * DENIALS_KEPT {
             heard.hear(&error(&format!(r#"Permissions Violation for Publish to "b{n}""#)));
         }
         assert_eq!(heard.denied.len(), DENIALS_KEPT);
-        assert!(!heard.denied_since("a", 0), "forgotten");
-        assert!(heard.denied_since(&format!("b{}", 2 * DENIALS_KEPT - 1), before));
+        assert!(!heard.denied_since(&a, 0), "forgotten");
+        assert!(heard.denied_since(&[format!("b{}", 2 * DENIALS_KEPT - 1)], before));
         assert!(!heard.hear(&error("other")));
     }
 

@@ -101,10 +101,9 @@ impl Shared {
     }
 
     async fn delivered(&self, shard: ShardId, message: Message) -> Result<Acked, NotSent> {
-        let stream = subjects::usage_stream(shard);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{number}", self.nonce);
-        let outgoing = match Outgoing::new(&message, &stream, &id) {
+        let outgoing = match Outgoing::new(&message, shard, &id) {
             Ok(outgoing) => outgoing,
             Err(failure) => {
                 count(&self.counters.failed);
@@ -138,7 +137,7 @@ impl Shared {
             };
             silences = if found == Failure::Silent { silences + 1 } else { 0 };
             if found == Failure::NoStream && self.missing(shard, &mut missing_since).await {
-                found = Failure::Missing(stream.clone());
+                found = Failure::Missing(subjects::usage_stream(shard));
             }
             let what = what_now(&found);
             maybe_stored |= what == WhatNow::Ambiguous;
@@ -187,12 +186,12 @@ impl Shared {
             changed = heard.wait_for(|heard| {
                 heard.losses != losses
                     || heard.deaf.is_some()
-                    || heard.denied_since(&outgoing.message.subject, denials)
+                    || heard.denied_since(&outgoing.subjects, denials)
             }) => {
                 let Ok(now) = changed else { return Err(Failure::Lost) };
                 return Err(match &now.deaf {
                     Some(why) => Failure::Denied(why.clone()),
-                    None if now.denied_since(&outgoing.message.subject, denials) => {
+                    None if now.denied_since(&outgoing.subjects, denials) => {
                         let subject = &outgoing.message.subject;
                         Failure::Denied(format!("this user may not publish to {subject:?}"))
                     }
@@ -227,6 +226,7 @@ impl Shared {
             if there || self.client.connection_state() == State::Connected {
                 return Ok(());
             }
+            *self.trouble.lock() = Some(Failure::Away.to_string());
             tokio::select! {
                 () = self.expired(until) => return Err(Failure::Away),
                 changed = heard.changed() => if changed.is_err() {
@@ -294,11 +294,13 @@ impl Shared {
 struct Outgoing<'a> {
     message: &'a Message,
     subject: Subject,
+    /// Its subject, and what a server's mapping makes of it: permissions may name either.
+    subjects: [String; 2],
     headers: HeaderMap,
 }
 
 impl<'a> Outgoing<'a> {
-    fn new(message: &'a Message, stream: &str, id: &str) -> Result<Outgoing<'a>, Failure> {
+    fn new(message: &'a Message, shard: ShardId, id: &str) -> Result<Outgoing<'a>, Failure> {
         let subject = Subject::from(message.subject.as_str());
         if !subject.is_valid() || message.subject.contains(['*', '>']) {
             return Err(Failure::Unsendable(format!(
@@ -318,7 +320,12 @@ impl<'a> Outgoing<'a> {
         }
         let mut headers = to_headers(message);
         headers.insert(NATS_MESSAGE_ID, id);
-        headers.insert(NATS_EXPECTED_STREAM, stream);
-        Ok(Outgoing { message, subject, headers })
+        headers.insert(NATS_EXPECTED_STREAM, subjects::usage_stream(shard));
+        let mapped = match message.subject.strip_prefix("usage.") {
+            Some(org) if !org.contains('.') => subjects::usage(shard, org),
+            _ => message.subject.clone(),
+        };
+        let subjects = [message.subject.clone(), mapped];
+        Ok(Outgoing { message, subject, subjects, headers })
     }
 }

@@ -23,14 +23,14 @@ use crate::requests::{Decoders, Limits};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server, one asker, and any number of nodes.
-struct World {
+pub(super) struct World {
     runtime: Runtime,
     server: NatsServer,
     asker: Client,
 }
 
-struct Node {
-    fake: Arc<Fake>,
+pub(super) struct Node {
+    pub fake: Arc<Fake>,
     handle: ServiceHandle,
 }
 
@@ -57,12 +57,12 @@ fn decoders() -> Decoders {
     Decoders { decode, ..Decoders::default() }
 }
 
-fn settings() -> ServiceSettings {
+pub(super) fn settings() -> ServiceSettings {
     ServiceSettings { decoders: decoders(), ..ServiceSettings::default() }
 }
 
 impl World {
-    fn new() -> World {
+    pub fn new() -> World {
         World::with(NatsOptions::new())
     }
 
@@ -81,7 +81,7 @@ impl World {
         self.node_with(settings(), Fake::default())
     }
 
-    fn node_with(&self, settings: ServiceSettings, fake: Fake) -> Node {
+    pub fn node_with(&self, settings: ServiceSettings, fake: Fake) -> Node {
         let fake = Arc::new(fake);
         let api = fake.clone();
         let handle = self.runtime.block_on(async {
@@ -90,7 +90,7 @@ impl World {
         Node { fake, handle }
     }
 
-    fn ask(&self, subject: &str, body: impl Into<Bytes>) -> Reply {
+    pub fn ask(&self, subject: &str, body: impl Into<Bytes>) -> Reply {
         self.runtime.block_on(ask(&self.asker, subject, body.into()))
     }
 
@@ -131,11 +131,15 @@ async fn ask(asker: &Client, subject: &str, body: Bytes) -> Reply {
 }
 
 #[derive(Debug)]
-struct Reply(Message);
+pub(super) struct Reply(Message);
 
 impl Reply {
     fn header(&self, name: &str) -> Option<&str> {
         self.0.headers.as_ref()?.get(name).map(|value| value.as_str())
+    }
+
+    pub fn payload(&self) -> &[u8] {
+        &self.0.payload
     }
 
     fn json(&self) -> Value {
@@ -143,13 +147,13 @@ impl Reply {
     }
 
     #[track_caller]
-    fn ok(&self) -> Value {
+    pub fn ok(&self) -> Value {
         assert_eq!(self.header("Nats-Service-Error"), None, "{:?}", self.0.payload);
         self.json()
     }
 
     #[track_caller]
-    fn problem(&self, status: u16, kind: &str) -> Value {
+    pub fn problem(&self, status: u16, kind: &str) -> Value {
         let problem = self.json();
         assert_eq!(self.header("Nats-Service-Error-Code"), Some(status.to_string().as_str()));
         assert_eq!(problem["type"], format!("/problems/{kind}"), "{problem}");

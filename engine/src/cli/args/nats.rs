@@ -23,6 +23,9 @@ pub struct NatsArgs {
     /// Certificate authority of the NATS servers, PEM; connections use TLS then
     #[arg(long, value_name = "FILE", requires = "nats", help_heading = "NATS")]
     pub nats_ca: Option<PathBuf>,
+    /// First part of the subjects answers come on, where permissions ask for one, such as _INBOX_acme
+    #[arg(long, value_name = "PREFIX", requires = "nats", help_heading = "NATS")]
+    pub nats_inbox: Option<String>,
 }
 
 impl NatsArgs {
@@ -32,6 +35,7 @@ impl NatsArgs {
             url: self.nats.clone()?,
             credentials: self.nats_credentials.clone(),
             ca: self.nats_ca.clone(),
+            inbox_prefix: self.nats_inbox.clone(),
             ..NatsSettings::default()
         })
     }
