@@ -110,7 +110,8 @@ impl<'de> Deserialize<'de> for Row {
                 for (to, from) in meters.iter_mut().zip(counts) {
                     *to = from;
                 }
-                let figures = figures_of(events, &meters, cost, costs, unpriced);
+                let figures = figures_within(events, &meters, cost, costs, unpriced)
+                    .ok_or_else(|| A::Error::custom("the figures of a row are out of bounds"))?;
                 Ok(Row { window_start, key, figures })
             }
         }
@@ -134,36 +135,50 @@ impl Serialize for Row {
 }
 
 /// Figures of counts and costs.
+///
+/// # Panics
+/// When their sums are out of bounds, which no committed figures are.
 pub fn figures_of(
+    events: i64,
+    meters: &[i64; METERS],
+    cost: Option<Atto>,
+    costs: [Atto; 3],
+    unpriced_events: i64,
+) -> Figures {
+    figures_within(events, meters, cost, costs, unpriced_events)
+        .expect("bounds on what enters keep every sum inside")
+}
+
+/// The same of figures that somebody else sent; none when their sums are out of bounds.
+fn figures_within(
     events: i64,
     meters: &[i64; METERS],
     cost: Option<Atto>,
     [compute, storage, bandwidth]: [Atto; 3],
     unpriced_events: i64,
-) -> Figures {
+) -> Option<Figures> {
     let of = |meter: Meter| meters[meter as usize];
-    let sum = |meters: &[Meter]| meters.iter().map(|m| of(*m)).sum();
-    Figures {
+    let sum =
+        |meters: &[Meter]| meters.iter().try_fold(0_i64, |sum, meter| sum.checked_add(of(*meter)));
+    let ai = [compute, storage, bandwidth]
+        .iter()
+        .try_fold(cost.unwrap_or_default().get(), |rest, part| rest.checked_sub(part.get()))?;
+    Some(Figures {
         events,
-        input_tokens: sum(&INPUT_METERS),
+        input_tokens: sum(&INPUT_METERS)?,
         cached_input_tokens: of(Meter::CacheRead),
         cache_write_tokens: of(Meter::CacheWrite),
         cache_write_1h_tokens: of(Meter::CacheWrite1h),
-        output_tokens: sum(&OUTPUT_METERS),
+        output_tokens: sum(&OUTPUT_METERS)?,
         reasoning_tokens: of(Meter::Reasoning),
         audio_input_tokens: of(Meter::AudioInput),
         audio_output_tokens: of(Meter::AudioOutput),
         images: of(Meter::Images),
         searches: of(Meter::Searches),
         cost,
-        costs: CostSplit {
-            compute,
-            storage,
-            bandwidth,
-            ai: cost.unwrap_or_default() - compute - storage - bandwidth,
-        },
+        costs: CostSplit { compute, storage, bandwidth, ai: Atto::new(ai) },
         unpriced_events,
-    }
+    })
 }
 
 impl Figures {
@@ -193,4 +208,29 @@ pub trait Announcer: Send + Sync + 'static {
     /// Publishes messages, each to the subscribers of its org, in order. Resolves when they are on
     /// their way; a message may be lost, which its readers notice by the next one.
     fn announce(&self, messages: Vec<(String, Bytes)>) -> BoxFuture<'static, ()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_out_of_bounds_are_refused() {
+        let (most, usd) = (i64::MAX, "99999999999999999999");
+        for (row, within) in [
+            (format!("[null,null,{most},null,{most},[{most}]]"), true),
+            (format!("[null,null,1,null,0,[{most},1]]"), false),
+            (format!("[null,null,1,null,0,[0,0,0,0,-{most},-{most}]]"), false),
+            (format!("[null,null,1,\"{usd}\",0,[],[\"{usd}\",\"0\",\"0\"]]"), true),
+            (format!("[null,null,1,\"{usd}\",0,[],[\"-{usd}\",\"0\",\"0\"]]"), false),
+        ] {
+            match (serde_json::from_str::<Row>(&row), within) {
+                (Ok(_), true) => {}
+                (Err(error), false) => {
+                    assert!(error.to_string().contains("out of bounds"), "{row}: {error}");
+                }
+                (read, _) => panic!("{row}: {read:?}"),
+            }
+        }
+    }
 }

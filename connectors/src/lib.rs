@@ -19,6 +19,7 @@ pub mod http;
 pub mod log;
 pub mod memory;
 pub mod nats;
+pub mod org_state;
 pub mod price_import;
 pub mod requests;
 #[cfg(test)]

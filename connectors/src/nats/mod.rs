@@ -8,7 +8,7 @@
 //! | [`log`] | a stream as [`Log`](crate::log::Log); `tail` follows it, `record` translates |
 //! | [`announce`] | live changes after each commit |
 //! | [`import`] | an account as a place to copy logs from and to |
-//! | [`follow`] | the reader's side of the live protocol, pure; [`subscriber`] does what it says |
+//! | [`follow`] | the reader's side of the live protocol, pure; [`subscriber`] does what it says, `asking` asks |
 //! | [`service`] | questions, answered as a micro-service; [`endpoints`] is their table |
 //! | [`asyncapi`] | the document that describes all subjects |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
@@ -17,6 +17,7 @@
 //! Types of the client library stay in here.
 
 pub mod announce;
+mod asking;
 pub mod asyncapi;
 pub mod connection;
 pub mod endpoints;

@@ -22,35 +22,36 @@
 //! # }
 //! ```
 
+use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_nats::{Client, Message, SubscribeError};
-use bytes::Bytes;
+use async_nats::connection::State;
+use async_nats::{Client, Event, SubscribeError};
+use futures::stream::{BoxStream, Fuse, FusedStream};
 use futures::{Stream, StreamExt};
 use meterr_operators::ids::org_valid;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::connection::{ConnectError, NatsSettings, connect};
-use super::follow::{self, Follower, Input, Output};
+use super::asking::{AWAY, Answer, Query, ask};
+use super::connection::{ConnectError, NatsSettings, connect_and_hear};
+use super::follow::{self, Follower, Input, Limits, Output, weight};
 use super::subjects;
 use crate::changes::LiveMessage;
 
-/// Events kept for a reader that takes its time; then messages wait in the client, and at last the
-/// server drops some, which are asked for again.
-const BACKLOG: usize = 256;
-/// Time between two messages of an answer.
-const ANSWER: Duration = Duration::from_secs(5);
-/// Bytes of an answer at most.
-const ANSWER_BYTES_MAX: usize = 1 << 30;
+/// Events handed over at a time; more of them wait in the backlog.
+const HANDED: usize = 4;
 /// Time between looks at the connection.
 const TICK: Duration = Duration::from_millis(250);
-/// Wait after a question without an answer: at first, and at most.
+/// Wait after a question of no use: at first, and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Least time between two questions, whatever comes in.
+const PACE: Duration = Duration::from_millis(50);
 
 /// What a reader hears.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +62,8 @@ pub enum LiveEvent {
     Change(LiveMessage),
     /// Too much was missed; a snapshot follows.
     Reset,
-    /// There is nobody to ask at the moment. Changes go on coming if they can, nothing is lost.
+    /// There is no server, or nobody to ask, or no answer that is of use. Changes go on coming if
+    /// they can, nothing is lost. Said once until it is over or there is another reason.
     Interrupted(String),
 }
 
@@ -80,7 +82,12 @@ pub enum FollowError {
 #[derive(Debug, Clone)]
 pub struct Subscriber {
     client: Client,
+    /// How often the client had to drop messages.
+    drops: Arc<AtomicU64>,
     quiet: Duration,
+    patience: Duration,
+    backlog_bytes: usize,
+    limits: Limits,
 }
 
 impl Subscriber {
@@ -89,38 +96,73 @@ impl Subscriber {
     /// # Errors
     /// When no server answers or it cannot be used.
     pub async fn connect(settings: &NatsSettings) -> Result<Subscriber, ConnectError> {
-        Ok(Subscriber::on(connect(settings, "meterr subscriber").await?))
+        let drops = Arc::new(AtomicU64::new(0));
+        let count = drops.clone();
+        let client = connect_and_hear(settings, "meterr subscriber", move |event| {
+            if matches!(event, Event::SlowConsumer(_)) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Ok(Subscriber { drops, ..Subscriber::on(client.await?) })
     }
 
-    /// On a connection that is there. It should come back by itself.
+    /// On a connection that is there. It should come back by itself. When its client drops messages,
+    /// that shows by the next change, or after a while of quiet.
     pub fn on(client: Client) -> Subscriber {
-        Subscriber { client, quiet: Duration::from_secs(10) }
+        Subscriber {
+            client,
+            drops: Arc::new(AtomicU64::new(0)),
+            quiet: Duration::from_secs(10),
+            patience: Duration::from_secs(5),
+            backlog_bytes: 64 << 20,
+            limits: Limits::default(),
+        }
     }
 
-    /// Asks after this long without a message whether one was lost (10 s).
+    /// Asks after this long without a message whether one was lost: 10 s unless set.
     pub fn quiet(mut self, quiet: Duration) -> Subscriber {
         self.quiet = quiet;
         self
     }
 
-    /// Follows an org. The stream ends when the connection is closed for good, not by itself.
+    /// Waits so long for an answer, and for each of its messages after another: 5 s unless set.
+    pub fn patience(mut self, patience: Duration) -> Subscriber {
+        self.patience = patience;
+        self
+    }
+
+    /// Keeps about so many bytes of events for a reader that takes its time: 64 MiB unless set.
+    /// Beyond them changes are dropped, and asked for once the reader has taken what is there.
+    pub fn backlog_bytes(mut self, bytes: usize) -> Subscriber {
+        self.backlog_bytes = bytes;
+        self
+    }
+
+    /// What else may be kept in memory.
+    pub fn limits(mut self, limits: Limits) -> Subscriber {
+        self.limits = limits;
+        self
+    }
+
+    /// Follows an org. Must be called in a tokio runtime, which then does the work. The stream ends
+    /// when the connection is closed for good, not by itself.
     ///
     /// # Errors
     /// When there can be no such org, or the connection is closed.
     pub async fn follow(&self, org: &str) -> Result<Following, FollowError> {
         if !org_valid(org) {
-            return Err(FollowError::Org(meterr_operators::event::excerpt(org).to_string()));
+            return Err(FollowError::Org(meterr_operators::event::excerpt(org)));
         }
         let live = self.client.subscribe(subjects::spend(org)).await?;
-        let (sender, receiver) = mpsc::channel(BACKLOG);
-        let task = Task {
-            client: self.client.clone(),
-            org: org.to_owned(),
-            quiet: self.quiet,
-            sender,
-            waits: BACK_OFF.0,
-        };
-        Ok(Following { receiver, task: tokio::spawn(task.run(live)) })
+        let (sender, receiver) = mpsc::channel(HANDED);
+        let task = Task::new(self, org);
+        Ok(Following { receiver, task: tokio::spawn(task.run(live, sender)) })
+    }
+
+    /// How often the connection was made, and messages were dropped.
+    fn trouble(&self) -> (u64, u64) {
+        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
+        (connects, self.drops.load(Ordering::Relaxed))
     }
 }
 
@@ -145,179 +187,199 @@ impl Drop for Following {
     }
 }
 
-/// What a question brought.
-enum Asked {
-    Answer(u64, LiveMessage),
-    Failed(u64, String),
+/// Events not taken yet. The task goes on reading meanwhile: what it left in the client would be
+/// dropped there one day, by number and not by size.
+#[derive(Default)]
+struct Backlog {
+    events: VecDeque<(LiveEvent, usize)>,
+    bytes: usize,
 }
 
+impl Backlog {
+    fn push(&mut self, event: LiveEvent) {
+        let bytes = match &event {
+            LiveEvent::Snapshot(message) | LiveEvent::Change(message) => weight(message),
+            LiveEvent::Reset => 0,
+            LiveEvent::Interrupted(why) => why.len(),
+        };
+        self.bytes += bytes;
+        self.events.push_back((event, bytes));
+    }
+
+    fn pop(&mut self) -> Option<LiveEvent> {
+        let (event, bytes) = self.events.pop_front()?;
+        self.bytes -= bytes;
+        Some(event)
+    }
+}
+
+/// One org followed.
 struct Task {
-    client: Client,
+    subscriber: Subscriber,
     org: String,
-    quiet: Duration,
-    sender: mpsc::Sender<LiveEvent>,
-    waits: Duration,
+    follower: Follower,
+    backlog: Backlog,
+    /// Something was not taken in, since the backlog was full.
+    missed: bool,
+    /// The question under way.
+    answers: Fuse<BoxStream<'static, Answer>>,
+    /// No question before.
+    pace: Instant,
+    /// When to ask after a question of no use.
+    ask_at: Option<Instant>,
+    wait: Duration,
+    /// Why the reader was told that it has to wait.
+    interrupted: Option<String>,
 }
 
 impl Task {
-    async fn run(mut self, mut live: async_nats::Subscriber) {
-        let (mut follower, mut todo) = Follower::new(&self.org);
-        let (answers, mut answered) = mpsc::channel::<Asked>(16);
-        let connects = |client: &Client| client.statistics().connects.load(Ordering::Relaxed);
-        let mut connected = connects(&self.client);
+    fn new(subscriber: &Subscriber, org: &str) -> Task {
+        let (follower, todo) = Follower::new(org, subscriber.limits);
+        let nothing = futures::stream::empty().boxed().fuse();
+        let mut task = Task {
+            subscriber: subscriber.clone(),
+            org: org.to_owned(),
+            follower,
+            backlog: Backlog::default(),
+            missed: false,
+            answers: nothing,
+            pace: Instant::now(),
+            ask_at: None,
+            wait: BACK_OFF.0,
+            interrupted: None,
+        };
+        task.act(todo);
+        task
+    }
+
+    async fn run(mut self, mut live: async_nats::Subscriber, sender: mpsc::Sender<LiveEvent>) {
+        let mut trouble = self.subscriber.trouble();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
-        let mut ask_at: Option<Instant> = None;
-        // The question under way; a new one ends it.
-        let mut question: Option<JoinHandle<()>> = None;
         loop {
-            for output in std::mem::take(&mut todo) {
-                match output {
-                    Output::Event(event) => {
-                        if self.tell(event).await.is_err() {
-                            return;
-                        }
+            tokio::select! {
+                place = sender.reserve(), if !self.backlog.events.is_empty() => {
+                    // The reader has gone.
+                    let Ok(place) = place else { return };
+                    if let Some(event) = self.backlog.pop() {
+                        place.send(event);
                     }
-                    Output::AskLater => {
-                        ask_at = Some(Instant::now() + self.waits);
-                        self.waits = (self.waits * 2).min(BACK_OFF.1);
-                    }
-                    Output::Ask(number, after) => {
-                        ask_at = None;
-                        let payload = after.map_or_else(String::new, |after| {
-                            format!("{{\"after\":\"{}-{}\"}}", after.shard, after.epoch)
-                        });
-                        let subject = subjects::query(&self.org);
-                        let asking =
-                            ask(self.client.clone(), subject, payload, number, answers.clone());
-                        if let Some(before) = question.replace(tokio::spawn(asking)) {
-                            before.abort();
-                        }
+                    if self.backlog.events.is_empty() && std::mem::take(&mut self.missed) {
+                        self.take(Input::Doubt);
                     }
                 }
-            }
-            todo = tokio::select! {
                 message = live.next() => {
                     // The connection was closed by its owner.
                     let Some(message) = message else { return };
                     heard = Instant::now();
-                    match serde_json::from_slice(&message.payload) {
-                        Ok(message) => follower.on(Input::Live(message)),
-                        Err(error) => {
-                            tracing::warn!(subject = %message.subject, %error, "strange live message");
-                            Vec::new()
-                        }
-                    }
+                    self.live(&message);
                 }
-                Some(asked) = answered.recv() => {
+                Some(answer) = self.answers.next(), if !self.answers.is_terminated() => {
                     heard = Instant::now();
-                    match asked {
-                        Asked::Answer(number, message) => {
-                            self.waits = BACK_OFF.0;
-                            follower.on(Input::Answer(number, message))
-                        }
-                        Asked::Failed(number, why) => {
-                            let out = follower.on(Input::Failed(number));
-                            if !out.is_empty()
-                                && self.sender.send(LiveEvent::Interrupted(why)).await.is_err()
-                            {
-                                return;
-                            }
-                            out
-                        }
-                    }
+                    self.answer(answer);
                 }
                 _ = tick.tick() => {
-                    let now = connects(&self.client);
-                    let returned = std::mem::replace(&mut connected, now) != now;
-                    let due = ask_at.is_some_and(|at| Instant::now() >= at);
-                    let quiet = ask_at.is_none() && heard.elapsed() >= self.quiet;
-                    if returned || due || quiet {
+                    if self.subscriber.client.connection_state() == State::Disconnected {
+                        self.interrupted(AWAY.to_owned());
+                        continue;
+                    }
+                    let now = self.subscriber.trouble();
+                    let lost = std::mem::replace(&mut trouble, now) != now;
+                    let due = self.ask_at.is_some_and(|at| Instant::now() >= at);
+                    let quiet = self.ask_at.is_none() && heard.elapsed() >= self.subscriber.quiet;
+                    if lost || due || quiet {
                         heard = Instant::now();
-                        follower.on(Input::Doubt)
-                    } else {
-                        Vec::new()
+                        self.take(Input::Doubt);
                     }
                 }
-                () = self.sender.closed() => return,
-            };
+                () = sender.closed() => return,
+            }
         }
     }
 
-    async fn tell(
-        &self,
-        event: follow::LiveEvent,
-    ) -> Result<(), mpsc::error::SendError<LiveEvent>> {
-        let event = match event {
-            follow::LiveEvent::Snapshot(message) => LiveEvent::Snapshot(message),
-            follow::LiveEvent::Change(message) => LiveEvent::Change(message),
-            follow::LiveEvent::Reset => LiveEvent::Reset,
-        };
-        self.sender.send(event).await
-    }
-}
-
-/// Asks a question and hands on its answer.
-async fn ask(
-    client: Client,
-    subject: String,
-    payload: String,
-    number: u64,
-    answers: mpsc::Sender<Asked>,
-) {
-    let failed = |why: String| Asked::Failed(number, why);
-    let inbox = client.new_inbox();
-    let asked = async {
-        let replies = client.subscribe(inbox.clone()).await.map_err(|e| e.to_string())?;
-        let sent = client.publish_with_reply(subject, inbox, Bytes::from(payload)).await;
-        sent.map_err(|e| e.to_string()).map(|()| replies)
-    };
-    let mut replies = match asked.await {
-        Ok(replies) => replies,
-        // Whoever asked may have gone.
-        Err(why) => return drop(answers.send(failed(why)).await),
-    };
-    let mut bytes = 0;
-    loop {
-        let reply = match timeout_at(Instant::now() + ANSWER, replies.next()).await {
-            Ok(Some(reply)) => read(&reply),
-            Ok(None) => Err("the connection was closed".to_owned()),
-            Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
-        };
-        let last = match reply {
-            Ok((message, length)) => {
-                bytes += length;
-                let more = message.more;
-                if bytes > ANSWER_BYTES_MAX {
-                    let why = format!("the answer is longer than {ANSWER_BYTES_MAX} bytes");
-                    return drop(answers.send(failed(why)).await);
-                }
-                if answers.send(Asked::Answer(number, message)).await.is_err() {
-                    return;
-                }
-                !more
-            }
-            Err(why) => return drop(answers.send(failed(why)).await),
-        };
-        if last {
+    /// Takes in a message of `spend.<org>`.
+    fn live(&mut self, message: &async_nats::Message) {
+        if self.backlog.bytes > self.subscriber.backlog_bytes {
+            self.missed = true;
             return;
         }
+        match serde_json::from_slice(&message.payload) {
+            Ok(message) => {
+                // Somebody is there who commits.
+                let soon = Instant::now() + BACK_OFF.0;
+                self.ask_at = self.ask_at.map(|at| at.min(soon));
+                self.take(Input::Live(message));
+            }
+            Err(error) => {
+                tracing::debug!(subject = %message.subject, %error, "live message cannot be read");
+                self.take(Input::Doubt);
+            }
+        }
     }
-}
 
-/// Reads a message of an answer.
-fn read(reply: &Message) -> Result<(LiveMessage, usize), String> {
-    if reply.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
-        return Err("no engine is there to answer".to_owned());
+    /// Takes in what came of a question.
+    fn answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Message(number, message) => self.take(Input::Answer(number, message)),
+            Answer::Failed(number, why) => {
+                self.interrupted(why);
+                self.take(Input::Failed(number));
+            }
+        }
+        if !self.follower.asking() && self.ask_at.is_none() {
+            (self.wait, self.interrupted) = (BACK_OFF.0, None);
+        }
     }
-    let header =
-        |name: &str| reply.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
-    if let Some(error) = header("Nats-Service-Error") {
-        let code = header("Nats-Service-Error-Code").unwrap_or_default();
-        return Err(format!("the engine answers {code}: {error}"));
+
+    fn take(&mut self, input: Input) {
+        // An answer would only make the backlog longer.
+        if matches!(input, Input::Doubt) && self.backlog.bytes > self.subscriber.backlog_bytes {
+            self.missed = true;
+            return;
+        }
+        let todo = self.follower.on(input);
+        self.act(todo);
     }
-    let message = serde_json::from_slice(&reply.payload)
-        .map_err(|error| format!("the answer cannot be read: {error}"))?;
-    Ok((message, reply.payload.len()))
+
+    fn act(&mut self, todo: Vec<Output>) {
+        for output in todo {
+            match output {
+                Output::Event(event) => self.backlog.push(match event {
+                    follow::LiveEvent::Snapshot(message) => LiveEvent::Snapshot(message),
+                    follow::LiveEvent::Change(message) => LiveEvent::Change(message),
+                    follow::LiveEvent::Reset => LiveEvent::Reset,
+                }),
+                Output::AskLater(why) => {
+                    if why != follow::Useless::Failed {
+                        self.interrupted(why.to_string());
+                    }
+                    self.ask_at = Some(Instant::now() + self.wait);
+                    self.wait = (self.wait * 2).min(BACK_OFF.1);
+                }
+                Output::Ask(number, after) => {
+                    self.ask_at = None;
+                    let at = self.pace.max(Instant::now());
+                    self.pace = at + PACE;
+                    let query = Query {
+                        client: self.subscriber.client.clone(),
+                        subject: subjects::query(&self.org),
+                        number,
+                        after,
+                        at,
+                        patience: self.subscriber.patience,
+                    };
+                    self.answers = ask(query).fuse();
+                }
+            }
+        }
+    }
+
+    /// Tells the reader that it has to wait, unless it knows that already.
+    fn interrupted(&mut self, why: String) {
+        if self.interrupted.as_ref() != Some(&why) {
+            self.backlog.push(LiveEvent::Interrupted(why.clone()));
+            self.interrupted = Some(why);
+        }
+    }
 }

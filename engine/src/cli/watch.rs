@@ -31,7 +31,7 @@ pub(super) fn watch(args: &WatchArgs, console: &mut Console) -> anyhow::Result<E
     }
 }
 
-/// Follows over NATS; the protocol is the subscriber's concern.
+/// Follows over NATS until enough was seen, or Ctrl-C.
 fn follow_nats(
     args: &WatchArgs,
     server: &NatsSettings,
@@ -41,30 +41,47 @@ fn follow_nats(
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let client = Client::new(&args.client);
     runtime.block_on(async {
-        let mut events = Subscriber::connect(server).await?.follow(&args.org).await?;
-        let mut left = args.events.unwrap_or(u64::MAX);
-        while left > 0
-            && let Some(event) = events.next().await
-        {
-            match event {
-                LiveEvent::Snapshot(message) => {
-                    show("snapshot", Some(&id(&message)), &body(&message), args, &client, console)?;
-                    left -= 1;
-                }
-                LiveEvent::Change(message) => {
-                    show("change", Some(&id(&message)), &body(&message), args, &client, console)?;
-                    left -= 1;
-                }
-                LiveEvent::Reset => show("reset", None, &json!({}), args, &client, console)?,
-                LiveEvent::Interrupted(why) => {
-                    writeln!(console.err, "interrupted, coming back: {}", harmless(&why))?;
-                }
+        tokio::select! {
+            // Events are printed whole: nothing is waited for in between.
+            seen = print_events(args, server, console) => seen.map(|()| Exit::Done),
+            stopped = tokio::signal::ctrl_c() => {
+                stopped.context("cannot listen for Ctrl-C")?;
+                Ok(Exit::Interrupted)
             }
         }
-        Ok(Exit::Done)
     })
+}
+
+/// Prints events as they come; the protocol is the subscriber's concern.
+async fn print_events(
+    args: &WatchArgs,
+    server: &NatsSettings,
+    console: &mut Console,
+) -> anyhow::Result<()> {
+    let client = Client::new(&args.client);
+    let mut events = Subscriber::connect(server).await?.follow(&args.org).await?;
+    let mut left = args.events.unwrap_or(u64::MAX);
+    while left > 0 {
+        let Some(event) = events.next().await else {
+            anyhow::bail!("the connection to NATS was closed");
+        };
+        let (kind, message) = match event {
+            LiveEvent::Snapshot(message) => ("snapshot", message),
+            LiveEvent::Change(message) => ("change", message),
+            LiveEvent::Reset => {
+                show("reset", None, &json!({}), args, &client, console)?;
+                continue;
+            }
+            LiveEvent::Interrupted(why) => {
+                writeln!(console.err, "interrupted, coming back: {}", harmless(&why))?;
+                continue;
+            }
+        };
+        show(kind, Some(&id(&message)), &body(&message), args, &client, console)?;
+        left -= 1;
+    }
+    Ok(())
 }
 
 /// The id that the same event has in a stream over HTTP.
