@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use support::floor::{Done, Floor};
 use support::http::Client;
 use support::ingest::check_views;
-use support::measure::{asked_for, option, process_cpu, record, show_ms, title_ms};
+use support::measure::{Spreads, asked_for, option, process_cpu, record};
 use support::nats::{MESSAGE_EVENTS, SHARDS, Stage, Sync, batches};
 use support::nats_latency::{idle, offered};
 use support::spend1;
@@ -55,23 +55,30 @@ fn run() -> Result<()> {
     let rate: f64 = option("--rate").map_or(Ok(50_000.0), |n| n.parse())?;
     let seconds: f64 = option("--seconds").map_or(Ok(10.0), |n| n.parse())?;
     let wanted = |name: &str, option: Option<String>| option.is_none_or(|o| name.ends_with(&o));
-    title_ms();
+    let mut spreads = Spreads::new("nats_latency");
     for sync in Sync::BOTH.into_iter().filter(|sync| wanted(sync.name(), option("--sync"))) {
         let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let stage = || Stage::new(Path::new(env!("CARGO_BIN_EXE_meterr")), parent, sync);
         for round in 1..=rounds {
             if wanted("idle", option("--case")) {
-                one_at_a_time(&stage()?, sync, round, events)?;
+                one_at_a_time(&mut spreads, &stage()?, sync, round, events)?;
             }
             if wanted("offered", option("--case")) {
-                at_a_rate(&stage()?, sync, round, rate, seconds)?;
+                at_a_rate(&mut spreads, &stage()?, sync, round, rate, seconds)?;
             }
         }
     }
+    spreads.medians();
     Ok(())
 }
 
-fn one_at_a_time(stage: &Stage, sync: Sync, round: usize, events: usize) -> Result<()> {
+fn one_at_a_time(
+    spreads: &mut Spreads,
+    stage: &Stage,
+    sync: Sync,
+    round: usize,
+    events: usize,
+) -> Result<()> {
     let server = stage.serve()?;
     let latencies = idle(stage, events)?;
     server.stop()?;
@@ -80,12 +87,19 @@ fn one_at_a_time(stage: &Stage, sync: Sync, round: usize, events: usize) -> Resu
         ("idle ack", &latencies.acknowledged),
         ("idle fsync", &latencies.fsync),
     ] {
-        show_ms("nats_latency", &format!("{case}, {}", sync.name()), round, all);
+        spreads.show(&format!("{case}, {}", sync.name()), round, all);
     }
     Ok(())
 }
 
-fn at_a_rate(stage: &Stage, sync: Sync, round: usize, rate: f64, seconds: f64) -> Result<()> {
+fn at_a_rate(
+    spreads: &mut Spreads,
+    stage: &Stage,
+    sync: Sync,
+    round: usize,
+    rate: f64,
+    seconds: f64,
+) -> Result<()> {
     let text = std::fs::read(spend1::path()?)?;
     let text = spend1::first_lines(&text, (rate * seconds) as usize);
     let messages = batches(text, SHARDS, MESSAGE_EVENTS)?;
@@ -106,8 +120,8 @@ fn at_a_rate(stage: &Stage, sync: Sync, round: usize, rate: f64, seconds: f64) -
     check_views(&server, &expected).context("the views")?;
     server.stop()?;
     let case = format!("{:.0} K/s, {}", rate / 1e3, sync.name());
-    show_ms("nats_latency", &case, round, &offered.view);
-    show_ms("nats_latency", &format!("late, {case}"), round, &offered.late);
+    spreads.show(&case, round, &offered.view);
+    spreads.show(&format!("late, {case}"), round, &offered.late);
     let events = spend1::lines(text) as f64;
     let case = case.replace(',', "");
     for (metric, value, unit) in [

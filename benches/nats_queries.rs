@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use support::floor::{Done, Floor};
 use support::http::Client;
-use support::measure::{asked_for, option, process_cpu, record, show_ms, title_ms};
+use support::measure::{Spreads, asked_for, option, process_cpu, record};
 use support::nats::{MESSAGE_EVENTS, SHARDS, Stage, Sync, WINDOW, batches};
 use support::nats_queries::{check, offered};
 use support::spend1;
@@ -76,7 +76,7 @@ fn run() -> Result<()> {
     let before = batches(before, SHARDS, MESSAGE_EVENTS)?;
     let after = batches(after, SHARDS, MESSAGE_EVENTS)?;
     let wanted = |name: &str, option: Option<String>| option.is_none_or(|o| name.ends_with(&o));
-    title_ms();
+    let mut spreads = Spreads::new("nats_queries");
     for sync in Sync::BOTH.into_iter().filter(|sync| wanted(sync.name(), option("--sync"))) {
         for (name, question) in QUESTIONS.into_iter().filter(|q| wanted(q.0, option("--case"))) {
             for round in 1..=rounds {
@@ -98,13 +98,8 @@ fn run() -> Result<()> {
                 check(&stage, &orgs, &expected).context("the months")?;
                 server.stop()?;
                 let case = format!("{name}, {}", sync.name());
-                show_ms("nats_queries", &case, round, &asked.answer);
-                show_ms(
-                    "nats_queries",
-                    &format!("{name} late, {}", sync.name()),
-                    round,
-                    &asked.late,
-                );
+                spreads.show(&case, round, &asked.answer);
+                spreads.show(&format!("{name} late, {}", sync.name()), round, &asked.late);
                 let answers = asked.answer.len() as f64;
                 for (metric, value, unit) in [
                     ("refused", asked.refused as f64, "questions"),
@@ -118,5 +113,6 @@ fn run() -> Result<()> {
             }
         }
     }
+    spreads.medians();
     Ok(())
 }

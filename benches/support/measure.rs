@@ -122,18 +122,50 @@ pub fn percentile(numbers: &[f64], percent: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// Prints what the columns of [`show_ms`] are.
-pub fn title_ms() {
-    println!("{:30} round {:>9} {:>9} {:>9} {:>9}", "ms", "p50", "p90", "p99", "max");
+/// How milliseconds are spread, case by case and round by round.
+pub struct Spreads {
+    bench: &'static str,
+    /// p50, p90, p99 and the most, of each round.
+    cases: Vec<(String, Vec<[f64; 4]>)>,
 }
 
-/// Prints and records how milliseconds are spread.
-pub fn show_ms(bench: &str, case: &str, round: usize, all: &[f64]) {
-    let at = [50.0, 90.0, 99.0, 100.0].map(|percent| percentile(all, percent));
-    println!("{case:30} {round:>5} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", at[0], at[1], at[2], at[3]);
-    let case = case.replace(',', "");
-    for (name, value) in ["p50", "p90", "p99", "max"].into_iter().zip(at) {
-        record(bench, &case, round, name, value, "ms");
+impl Spreads {
+    /// Prints what the columns are.
+    pub fn new(bench: &'static str) -> Spreads {
+        println!("{:30} round {:>9} {:>9} {:>9} {:>9}", "ms", "p50", "p90", "p99", "max");
+        Spreads { bench, cases: Vec::new() }
+    }
+
+    /// Prints and records a round of a case.
+    pub fn show(&mut self, case: &str, round: usize, all: &[f64]) {
+        let at = [50.0, 90.0, 99.0, 100.0].map(|percent| percentile(all, percent));
+        Spreads::line(case, &round.to_string(), at);
+        let same = self.cases.iter_mut().find(|(name, _)| name == case);
+        match same {
+            Some((_, rounds)) => rounds.push(at),
+            None => self.cases.push((case.to_owned(), vec![at])),
+        }
+        let case = case.replace(',', "");
+        for (name, value) in ["p50", "p90", "p99", "max"].into_iter().zip(at) {
+            record(self.bench, &case, round, name, value, "ms");
+        }
+    }
+
+    /// Prints the medians over the rounds of each case.
+    pub fn medians(&self) {
+        println!("medians of the rounds:");
+        for (case, rounds) in &self.cases {
+            let at =
+                [0, 1, 2, 3].map(|n| median(&rounds.iter().map(|at| at[n]).collect::<Vec<_>>()));
+            Spreads::line(case, "", at);
+        }
+    }
+
+    fn line(case: &str, round: &str, at: [f64; 4]) {
+        println!(
+            "{case:30} {round:>5} {:>9.3} {:>9.3} {:>9.3} {:>9.3}",
+            at[0], at[1], at[2], at[3]
+        );
     }
 }
 

@@ -49,8 +49,7 @@ impl Announcer for Heard {
 
 #[test]
 fn golden_records_become_golden_output() {
-    let [usage, control, out] =
-        ["USAGE_15", "CONTROL", "OUT_15"].map(|stream| MemoryLog::new(stream));
+    let [usage, control, out] = ["USAGE_15", "CONTROL", "OUT_15"].map(MemoryLog::new);
     let heard = Arc::new(Heard::default());
     let seed = ControlChange::parse(&wire::read("control/seed.json")).unwrap();
     let ControlChange::Seed(seed) = seed else { panic!("the seed is a seed") };

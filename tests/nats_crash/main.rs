@@ -2,9 +2,10 @@
 //!
 //! Publishers send to NATS with the plain client all the trouble the promise names, an administrator
 //! changes prices and time zones over HTTP, and in random order the engine is killed (`kill -9`), the
-//! server is killed, both are, the server is frozen for a moment, and the engine is frozen until
-//! another one, with a data directory of its own, has taken its shards over; when it thaws, its commits
-//! must be refused and its shards stop. Directories are used in turns, so checkpoints are also old.
+//! server is killed, both are, also while the engine starts, the server is frozen for a moment, and the
+//! engine is frozen until another one, with a data directory of its own, has taken its shards over; when
+//! it thaws, its commits must be refused and its shards stop. Directories are used in turns, so
+//! checkpoints are also old.
 //!
 //! Watchers follow `spend.<org>` on one connection through all of it, some with the plain client, some
 //! with our subscriber type: they must have seen every commit of their org once and in order, as the

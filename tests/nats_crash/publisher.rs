@@ -29,6 +29,9 @@ pub struct Sent {
     pub positions: BTreeMap<String, u64>,
     /// Lines acknowledged.
     pub lines: u64,
+    /// Lines at which publishers wait to be allowed more: a slow machine shall not have more to catch
+    /// up with than a fast one.
+    pub allowed: u64,
     /// Messages sent again.
     pub repeated: u64,
     /// Messages of which the server knew that it had them.
@@ -36,6 +39,23 @@ pub struct Sent {
 }
 
 impl Sent {
+    /// Notes what was acknowledged; returns what was not.
+    fn take(&mut self, sent: Vec<Outgoing>, answers: Vec<Option<PublishAck>>) -> Vec<Outgoing> {
+        let mut again = Vec::new();
+        for (message, answer) in sent.into_iter().zip(answers) {
+            let Some(ack) = answer else {
+                self.repeated += 1;
+                again.push(message);
+                continue;
+            };
+            let position = self.positions.entry(ack.stream).or_default();
+            *position = ack.sequence.max(*position);
+            self.lines += message.lines;
+            self.known += u64::from(ack.duplicate);
+        }
+        again
+    }
+
     /// The position that includes everything acknowledged.
     pub fn position(&self) -> String {
         let of = |(stream, at): (&String, &u64)| {
@@ -100,24 +120,10 @@ async fn insist(context: &Context, mut messages: Vec<Outgoing>, sent: &Mutex<Sen
             }
         }));
         let answers: Vec<Option<PublishAck>> = answers.await;
-        let mut again = Vec::new();
-        let mut sent = sent.lock().unwrap();
-        for (message, answer) in messages.into_iter().zip(answers) {
-            let Some(ack) = answer else {
-                sent.repeated += 1;
-                again.push(message);
-                continue;
-            };
-            let position = sent.positions.entry(ack.stream).or_default();
-            *position = ack.sequence.max(*position);
-            sent.lines += message.lines;
-            sent.known += u64::from(ack.duplicate);
-        }
-        drop(sent);
-        if !again.is_empty() {
+        messages = sent.lock().unwrap().take(messages, answers);
+        if !messages.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        messages = again;
     }
 }
 
@@ -129,6 +135,14 @@ pub async fn publish(n: u64, seed: u64, url: &str, stage: &Stage, sent: &Mutex<S
         .build(connect(url).await);
     let mut source = Source::new(n, seed);
     while !stage.closing.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_micros(source.rng.below(20_000))).await;
+        let going = {
+            let sent = sent.lock().unwrap();
+            sent.lines < sent.allowed
+        };
+        if !going {
+            continue;
+        }
         let batch = source.batch();
         insist(&context, messages(&mut source.rng, &batch), sent).await;
         for (id, version) in &batch {
@@ -138,8 +152,6 @@ pub async fn publish(n: u64, seed: u64, url: &str, stage: &Stage, sent: &Mutex<S
             let forged = source.forged(&batch);
             insist(&context, messages(&mut source.rng, &[forged]), sent).await;
         }
-        // Slow enough for an old checkpoint to be caught up with in a moment.
-        tokio::time::sleep(Duration::from_micros(source.rng.below(50_000))).await;
     }
 }
 

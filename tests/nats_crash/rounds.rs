@@ -27,8 +27,11 @@ enum Deed {
     Both,
     /// The server is frozen for a moment.
     ServerFreezes,
-    /// The engine is frozen until another has taken over.
+    /// The engine is frozen until another has taken over, or goes on while that happens; the server
+    /// may be killed before it thaws.
     TakeOver,
+    /// The server is killed while the engine starts.
+    ServerEarly,
     /// The engine is stopped in order.
     EngineStops,
 }
@@ -98,7 +101,8 @@ impl Rounds {
                 35..55 => Deed::Server,
                 55..70 => Deed::Both,
                 70..78 => Deed::ServerFreezes,
-                78..95 => Deed::TakeOver,
+                78..90 => Deed::TakeOver,
+                90..95 => Deed::ServerEarly,
                 _ => Deed::EngineStops,
             };
             *self.done.entry(deed).or_default() += 1;
@@ -110,6 +114,7 @@ impl Rounds {
     }
 
     fn round(&mut self, deed: Deed) {
+        self.allow(2_000);
         match deed {
             Deed::EngineEarly => {
                 self.kill_engine();
@@ -119,6 +124,12 @@ impl Rounds {
                 self.pause(0, 60);
                 sound(&server.log());
                 server.kill();
+            }
+            Deed::ServerEarly => {
+                self.kill_engine();
+                self.server_dies_early();
+                self.begin();
+                self.until_counted();
             }
             Deed::Engine => {
                 self.begin();
@@ -172,11 +183,39 @@ impl Rounds {
         }
     }
 
-    /// Freezes the engine, lets another take over, thaws it, and sees it stop.
+    /// Starts an engine and kills the server meanwhile. The engine waits, or says that it cannot
+    /// connect.
+    fn server_dies_early(&mut self) {
+        let dir = self.rng.below(2) as usize;
+        let launch = self.launch(dir);
+        let starting = std::thread::spawn(move || launch.spawn());
+        self.pause(0, 120);
+        self.nats.kill();
+        self.pause(0, 100);
+        self.nats.restart();
+        match starting.join().unwrap() {
+            Ok(server) => {
+                server.until_ready();
+                self.stage.set_url(Some(&server.url));
+                self.engine = Some((server, dir));
+            }
+            Err((status, log)) => {
+                let right = status.code().is_some() && log.contains("cannot connect to NATS");
+                assert!(right, "{status}: {log}");
+            }
+        }
+    }
+
+    /// Freezes the engine or lets it go on, lets another take over, thaws it, and sees it stop.
     fn take_over(&mut self) {
+        let freezes = self.rng.percent(70);
+        let server_dies = self.rng.percent(30);
         let (frozen, dir) = self.engine.take().unwrap();
-        let changing = self.stage.changing.lock().unwrap();
-        frozen.signal("STOP");
+        let stage = self.stage.clone();
+        let changing = stage.changing.lock().unwrap();
+        if freezes {
+            frozen.signal("STOP");
+        }
         self.stage.set_url(None);
         let next = self.spawn(1 - dir);
         next.until_ready();
@@ -184,8 +223,21 @@ impl Rounds {
         drop(changing);
         self.engine = Some((next, 1 - dir));
         self.pause(0, 200);
-        frozen.signal("CONT");
-        self.refused += frozen.until("the thawed engine has stopped all shards", || {
+        if server_dies {
+            // What the frozen engine had in hand is sent over a new connection, late.
+            self.nats.kill();
+            self.pause(0, 50);
+            self.nats.restart();
+        }
+        if freezes {
+            frozen.signal("CONT");
+        }
+        let sent = self.sent.clone();
+        self.refused += frozen.until("the old engine has stopped all shards", || {
+            // Each shard needs something to commit, to be refused.
+            let mut sent = sent.lock().unwrap();
+            sent.allowed = sent.lines + 500;
+            drop(sent);
             let shards = frozen.try_get("/v1/shards").ok()?;
             let shards = shards.expect(200)["shards"].as_array()?.clone();
             let stopped = |shard: &Value| {
@@ -213,9 +265,19 @@ impl Rounds {
         ));
     }
 
+    /// Lets publishers send so many lines more, whatever was left of before. Returns how many are
+    /// acknowledged.
+    fn allow(&self, lines: u64) -> u64 {
+        let mut sent = self.sent.lock().unwrap();
+        sent.allowed = sent.lines + lines;
+        sent.lines
+    }
+
     /// Waits until something is acknowledged and counted that was not there before.
     fn until_counted(&mut self) {
-        let before = self.sent.lock().unwrap().lines;
+        let stage = self.stage.clone();
+        let _changing = stage.changing.lock().unwrap();
+        let before = self.allow(200);
         let began = Instant::now();
         while self.sent.lock().unwrap().lines == before {
             assert!(began.elapsed() < PATIENCE, "nothing is acknowledged: {}", self.nats.log());
@@ -223,11 +285,17 @@ impl Rounds {
         }
         let position = self.sent.lock().unwrap().position();
         let (server, _) = self.engine.as_ref().unwrap();
-        server.until("what was acknowledged is counted", || {
-            let answer =
-                server.get(&format!("/v1/top?by=org&window=all&n=1&min_position={position}"));
-            (answer.status == 200).then_some(())
-        });
+        let path = format!("/v1/top?by=org&window=all&n=1&min_position={position}");
+        loop {
+            let answer = server.get(&path);
+            if answer.status == 200 {
+                break;
+            }
+            // 504: not counted yet.
+            let (shards, log) = (server.get("/v1/shards").text, server.log());
+            let going = answer.status == 504 && began.elapsed() < PATIENCE;
+            assert!(going, "{position} is not counted: {answer:?}: {shards}: {log}");
+        }
         sound(&server.log());
     }
 
@@ -239,7 +307,7 @@ impl Rounds {
 
     /// What was done.
     pub fn told(&self) -> String {
-        format!("{:?}, {} shards of frozen engines stopped", self.done, self.refused)
+        format!("{:?}, {} shards of old owners stopped", self.done, self.refused)
     }
 
     /// Verifies the logs against the outputs; both must be right. Returns the report.

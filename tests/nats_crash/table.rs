@@ -19,7 +19,7 @@ impl Table {
                 if nothing(&row.figures) {
                     self.0.remove(&key);
                 } else {
-                    self.0.insert(key, row.figures.clone());
+                    self.0.insert(key, row.figures);
                 }
             }
         }

@@ -25,6 +25,7 @@ pub mod follow;
 pub mod import;
 pub mod log;
 pub mod mapping;
+mod places;
 pub mod producer;
 mod read;
 mod record;

@@ -25,7 +25,6 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::client::{PublishError, RequestError, RequestErrorKind};
@@ -36,10 +35,12 @@ use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use meterr_operators::ids::shard_of;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::endpoints::{ENDPOINTS, Endpoint, Question};
+pub use super::places::Counted;
+use super::places::{Counters, Places, count};
 use crate::api::Api;
 use crate::requests::problem::{Kind, Problem};
 use crate::requests::{Decoders, Desk, Limits};
@@ -73,7 +74,7 @@ impl Default for ServiceSettings {
         ServiceSettings {
             limits: Limits::default(),
             decoders: Decoders::default(),
-            questions_max: 256,
+            questions_max: 512,
             waiting_max: 256,
             admin_max: 32,
             question_bytes_max: 64 * 1024,
@@ -86,62 +87,6 @@ impl Default for ServiceSettings {
 #[derive(Debug, thiserror::Error)]
 #[error("questions cannot be answered on NATS: {0}")]
 pub struct ServeError(String);
-
-/// What was done with the requests of an endpoint.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Answered.
-    pub answers: u64,
-    /// Refused, for whatever reason.
-    pub problems: u64,
-    /// Of these, refused because all places were taken.
-    pub overloads: u64,
-    /// Without a reply subject that may be published to.
-    pub ignored: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    answers: AtomicU64,
-    problems: AtomicU64,
-    overloads: AtomicU64,
-    ignored: AtomicU64,
-}
-
-impl Counters {
-    fn read(&self) -> Counted {
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counted {
-            answers: of(&self.answers),
-            problems: of(&self.problems),
-            overloads: of(&self.overloads),
-            ignored: of(&self.ignored),
-        }
-    }
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// Places for requests.
-struct Places {
-    now: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
-    now_max: usize,
-    waiting_max: usize,
-}
-
-impl Places {
-    fn new(now_max: usize, waiting_max: usize) -> Places {
-        Places {
-            now: Arc::new(Semaphore::new(now_max)),
-            waiting: Arc::new(Semaphore::new(waiting_max)),
-            now_max,
-            waiting_max,
-        }
-    }
-}
 
 /// What readers and tasks share.
 struct Shared {
