@@ -25,7 +25,7 @@ use meterr_operators::usage::{Spend, SpendRest};
 use serde::Serialize;
 
 use crate::live::{READ_BYTES, ShardSpec, StopReason, commits_behind, control_changes, rebuild};
-use crate::wire::{Part, Starts, figures, org_rows};
+use crate::wire::{Part, Starts, built_in_rows, figures};
 use crate::worker::timely_worker;
 
 /// (org, view, key, window start) → figures.
@@ -212,7 +212,7 @@ fn held(spec: &ShardSpec) -> Result<Rows, StopReason> {
     let mut rows = Rows::new();
     let mut starts = Starts::default();
     for org in 0..orgs {
-        let of_org = org_rows(&rebuilt.shard, org, spec.views, &mut starts);
+        let of_org = built_in_rows(&rebuilt.shard, org, spec.views, &mut starts);
         for (view, list) in of_org.views {
             for row in list {
                 rows.insert(

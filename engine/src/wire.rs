@@ -556,8 +556,33 @@ pub fn stream_body(shard: ShardId, epoch: u64, as_of: &Positions, changes: &OrgC
     serde_json::to_vec(&body).expect("texts and numbers are always JSON").into()
 }
 
-/// All rows of an org, as a snapshot shows them.
+/// All rows of an org, as a snapshot shows them: of the built-in views and of the declared ones.
 pub fn org_rows(shard: &Shard, org: u32, set: ViewSet, starts: &mut Starts) -> OrgChanges {
+    let mut rows = built_in_rows(shard, org, set, starts);
+    let shared = shard.flow().shared().borrow();
+    let zone_at = shared.zone_of(org);
+    let zone = &shared.zones[zone_at as usize];
+    for view in shared.rollup.declared.iter().flatten() {
+        let mut list = Vec::new();
+        for (member, (of, values)) in view.members.iter().enumerate() {
+            if *of != org {
+                continue;
+            }
+            let key = serde_json::to_string(values).unwrap_or_default();
+            for (window, spend) in view.table.of_member(member as u32) {
+                let start = starts.of(view.window.into(), zone_at, zone, window);
+                let (window_start, key) = (start.map(str::to_owned), Some(key.clone()));
+                list.push(Row { window_start, key, figures: figures(spend) });
+            }
+        }
+        list.sort_unstable_by(|a, b| (&a.window_start, &a.key).cmp(&(&b.window_start, &b.key)));
+        rows.views.insert(view.name.clone(), list);
+    }
+    rows
+}
+
+/// The rows of an org in the built-in views.
+pub fn built_in_rows(shard: &Shard, org: u32, set: ViewSet, starts: &mut Starts) -> OrgChanges {
     let shared = shard.flow().shared().borrow();
     let mut rows =
         OrgChanges { org: shared.names.org_name(org).to_owned(), views: BTreeMap::new() };

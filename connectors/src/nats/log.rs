@@ -1,7 +1,7 @@
 //! A JetStream stream as [`Log`].
 //!
 //! Positions are stream sequences. Reading in order while waiting for more goes through an ordered
-//! consumer ([`tail`](super::tail)), everything else through direct reads in batches, which need no
+//! consumer (`tail.rs`), everything else through direct reads in batches, which need no
 //! consumer. Direct reads may be answered by a replica that is behind: what is known to exist and does
 //! not come is asked of the stream's leader.
 //!

@@ -125,7 +125,7 @@ mod tests {
             "NATS/1.0\r\na: 1\r\na:2 \r\nce-id: x:y\r\nno header\r\nb c: 1\r\nd: 1\n2\r\n\r\n";
         let own = |n: &str, v: &str| (n.to_owned(), v.to_owned());
         let read = headers(Some(&parse_headers(bytes.as_bytes())));
-        assert_eq!(read, [own("a", "1"), own("a", "2"), own("ce-id", "x:y")]);
+        assert_eq!(read, [own("a", "1"), own("a", "2"), own("ce-id", "x:y"), own("d", "1")]);
         assert_eq!(headers(Some(&parse_headers(b""))), []);
         assert_eq!(headers(Some(&parse_headers(b"NATS/1.0\r\na: \xff\r\n\r\n"))).len(), 1);
     }

@@ -1,5 +1,5 @@
 //! Live spend of an org as a stream of events: subscribes, asks, and goes on through restarts of
-//! servers and engines. The rules are in [`follow`]; this does what they say.
+//! servers and engines. The rules are in [`super::follow`]; this does what they say.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
