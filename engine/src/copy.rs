@@ -58,7 +58,7 @@ impl FromStr for Location {
             Some(("nats" | "tls", rest)) if rest.starts_with("//") && rest.len() > 2 => {
                 Ok(Location::Nats(text.to_owned()))
             }
-            Some(("nats", url)) if !url.is_empty() => Ok(Location::Nats(url.to_owned())),
+            Some(("nats", url)) if !matches!(url, "" | "//") => Ok(Location::Nats(url.to_owned())),
             _ => Err("must be embedded:DIR or nats:URL, such as nats://127.0.0.1:4222"),
         }
     }

@@ -211,7 +211,8 @@ fn a_second_owner_fences_the_first() {
     let append = live.pump(&mut world.worker).unwrap().unwrap();
     let result = block_on(append);
     assert!(
-        live.committed(result).is_err_and(|e| e.to_string().contains("has its last commit at"))
+        live.committed(result)
+            .is_err_and(|e| e.to_string().contains("another node has taken this shard over"))
     );
     assert_eq!(world.out.head(), before, "nothing of the first owner's epoch was written");
     other.close(&mut other_worker);
