@@ -168,6 +168,8 @@ impl Data {
                 let (control, usage, out) = nats.wanted();
                 let (logs, state) = open_logs(settings, control, usage, out, open)?;
                 nats.check_mapping(logs.len() as u16)?;
+                let (server, streams) = (nats.shown(), 2 * logs.len() + 1);
+                tracing::info!(server, streams, "logs are on NATS");
                 Data::with(
                     settings,
                     accept_time_jump,

@@ -293,7 +293,7 @@ async fn find_or_create(
     match context.create_stream(wanted.config(identity, None)).await {
         Ok(stream) if !led(stream.cached_info()) => Err(away(&"it has no leader")),
         Ok(stream) => {
-            tracing::info!(stream = wanted.stream, replicas = wanted.replicas, "stream created");
+            tracing::debug!(stream = wanted.stream, "stream created");
             Ok(stream.cached_info().clone())
         }
         Err(error) => match error.kind() {
