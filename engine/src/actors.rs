@@ -22,9 +22,10 @@ use meterr_operators::time::{HOUR, Time};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::lifecycle::{Action, Happened, Lifecycle, State};
-use crate::live::{CheckpointJob, READ_BYTES, ShardSpec};
+use crate::live::{CheckpointJob, ShardSpec};
 use crate::metrics::ShardMetrics;
 use crate::node::{NodeShared, now};
+use crate::records::READ_BYTES;
 use crate::worker::{Command, Event, WorkerHandle};
 
 /// Reads under way or waiting per shard.

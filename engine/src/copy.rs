@@ -34,8 +34,9 @@ use tokio::sync::watch;
 
 use crate::control_state::ControlState;
 use crate::epoch::Limits;
-use crate::live::{Checkpointing, Logs, Progress, ShardSpec, control_changes};
+use crate::live::{Checkpointing, Logs, Progress, ShardSpec};
 use crate::nats::Nats;
+use crate::records::control_changes;
 use crate::settings::Settings;
 use crate::snapshot;
 use crate::verify;

@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod nats;
 pub mod node;
 pub mod quantity;
+pub mod records;
 pub mod recovery;
 pub mod serve;
 pub mod service;

@@ -32,9 +32,10 @@ use tokio::sync::watch;
 
 use crate::control_state::ControlState;
 use crate::epoch::Limits;
-use crate::live::{Checkpointing, Logs, Progress, ShardSpec, StopReason, control_changes};
+use crate::live::{Checkpointing, Logs, Progress, ShardSpec, StopReason};
 use crate::metrics::Metrics;
 use crate::nats::Nats;
+use crate::records::control_changes;
 use crate::settings::Settings;
 use crate::snapshot;
 

@@ -14,9 +14,10 @@ use tokio::sync::watch;
 
 use crate::actors::{DrainNode, EndWorkers, NodeActor};
 use crate::lifecycle::State;
-use crate::live::{ShardSpec, StopReason, control_changes};
+use crate::live::{ShardSpec, StopReason};
 use crate::metrics::Metrics;
 use crate::node::{Data, NodeError, NodeShared};
+use crate::records::control_changes;
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::shutdown::{self, Trigger};

@@ -22,8 +22,9 @@ use meterr_operators::price_book::{PriceEntry, check_entries};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::announce;
-use crate::live::{LiveShard, READ_BYTES, followed, own_parts};
+use crate::live::LiveShard;
 use crate::node::{NodeShared, now};
+use crate::records::{READ_BYTES, followed, own_parts};
 use crate::views;
 use crate::wire::{Commit, Part, stream_body};
 use crate::worker::Command;

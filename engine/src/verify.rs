@@ -24,7 +24,8 @@ use meterr_operators::time::Slot;
 use meterr_operators::usage::{Spend, SpendRest};
 use serde::Serialize;
 
-use crate::live::{READ_BYTES, ShardSpec, StopReason, commits_behind, control_changes, rebuild};
+use crate::live::{ShardSpec, StopReason, rebuild};
+use crate::records::{READ_BYTES, commits_behind, control_changes};
 use crate::wire::{Part, Starts, built_in_rows, figures};
 use crate::worker::timely_worker;
 
@@ -166,7 +167,7 @@ fn published(spec: &ShardSpec, commits: &[(u64, crate::wire::Commit)]) -> Result
                 parts.push(record.message.payload.to_vec());
                 continue;
             }
-            let commit = crate::live::parse_commit(&record)?;
+            let commit = crate::records::parse_commit(&record)?;
             let own = parts.split_off(parts.len().saturating_sub(commit.parts as usize));
             parts.clear();
             if commit.seal {
