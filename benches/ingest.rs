@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use support::floor::{Done, Floor};
 use support::ingest::{Sending, check, load, reprice};
-use support::measure::{asked_for, memory, option, record};
+use support::measure::{bench, memory, option, record};
 use support::server::Server;
 use support::spend1::{self, Views};
 
@@ -30,17 +30,7 @@ static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const BINARY: &str = env!("CARGO_BIN_EXE_meterr");
 
 fn main() -> ExitCode {
-    if !asked_for() {
-        println!("run by `cargo bench --bench ingest`");
-        return ExitCode::SUCCESS;
-    }
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("FAIL: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench("ingest", run)
 }
 
 fn run() -> Result<()> {

@@ -17,24 +17,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use support::latency::measure;
-use support::measure::{asked_for, option, percentile, record};
+use support::measure::{bench, option, percentile, record};
 use support::server::Server;
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    if !asked_for() {
-        println!("run by `cargo bench --bench latency`");
-        return ExitCode::SUCCESS;
-    }
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("FAIL: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench("latency", run)
 }
 
 fn run() -> Result<()> {

@@ -24,7 +24,7 @@ use meterr_operators::dedupe::{Dedupe, Place};
 use meterr_operators::dictionary::Dictionary;
 use meterr_operators::rollup::{ALL_VIEWS, ViewSet};
 use support::floor::Done;
-use support::measure::{asked_for, option, own_memory, record};
+use support::measure::{bench, option, own_memory, record};
 use support::operators::{KEY, Operators, THREE};
 use support::spend1::{self, STEP};
 
@@ -32,21 +32,10 @@ use support::spend1::{self, STEP};
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    if !asked_for() {
-        println!("run by `cargo bench --bench memory`");
-        return ExitCode::SUCCESS;
-    }
-    let result = match option("--part") {
+    bench("memory", || match option("--part") {
         Some(part) => grow(&part),
         None => all(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("FAIL: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 /// Grows every part and subtracts.

@@ -24,7 +24,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use support::http::Client;
 use support::ingest::check_views;
-use support::measure::{asked_for, median, memory, option, process_cpu, record, threads};
+use support::measure::{bench, median, memory, option, process_cpu, record, threads};
 use support::nats::{Batch, MESSAGE_EVENTS, SHARDS, Stage, Sync, WINDOW, batches};
 use support::server::Server;
 use support::spend1::{self, Views};
@@ -33,17 +33,7 @@ use support::spend1::{self, Views};
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    if !asked_for() {
-        println!("run by `cargo bench --bench nats_ingest`");
-        return ExitCode::SUCCESS;
-    }
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("FAIL: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench("nats_ingest", run)
 }
 
 /// What a round measured.

@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use support::floor::{Done, Floor};
 use support::http::Client;
 use support::ingest::check_views;
-use support::measure::{Spreads, asked_for, option, process_cpu, record};
+use support::measure::{Spreads, bench, option, process_cpu, record};
 use support::nats::{MESSAGE_EVENTS, SHARDS, Stage, Sync, batches};
 use support::nats_latency::{idle, offered};
 use support::spend1;
@@ -36,17 +36,7 @@ static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const NTH: usize = 10;
 
 fn main() -> ExitCode {
-    if !asked_for() {
-        println!("run by `cargo bench --bench nats_latency`");
-        return ExitCode::SUCCESS;
-    }
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("FAIL: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench("nats_latency", run)
 }
 
 fn run() -> Result<()> {

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use support::floor::{Done, Floor};
 use support::http::Client;
-use support::measure::{Spreads, asked_for, option, process_cpu, record};
+use support::measure::{Spreads, bench, option, process_cpu, record};
 use support::nats::{MESSAGE_EVENTS, SHARDS, Stage, Sync, WINDOW, batches};
 use support::nats_queries::{check, offered};
 use support::spend1;
@@ -43,17 +43,7 @@ const QUESTIONS: [(&str, &str); 2] = [
 ];
 
 fn main() -> ExitCode {
-    if !asked_for() {
-        println!("run by `cargo bench --bench nats_queries`");
-        return ExitCode::SUCCESS;
-    }
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("FAIL: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench("nats_queries", run)
 }
 
 fn run() -> Result<()> {

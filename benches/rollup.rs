@@ -21,7 +21,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use meterr_operators::rollup::ViewSet;
 use support::floor::{Done, Floor};
-use support::measure::{Watch, asked_for, flag, median, memory, option, own_memory, record};
+use support::measure::{Watch, bench, flag, median, memory, option, own_memory, record};
 use support::operators::{Operators, THREE};
 use support::spend1::{self, STEP, Views};
 
@@ -30,21 +30,10 @@ use support::spend1::{self, STEP, Views};
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    if !asked_for() {
-        println!("run by `cargo bench --bench rollup`");
-        return ExitCode::SUCCESS;
-    }
-    let result = match option("--case") {
+    bench("rollup", || match option("--case") {
         Some(case) => round(&case),
         None => all(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("FAIL: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 /// Runs the rounds and sums up.

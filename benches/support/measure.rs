@@ -6,6 +6,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -179,9 +180,19 @@ pub fn record(bench: &str, case: &str, round: usize, metric: &str, value: f64, u
     }
 }
 
-/// Whether cargo runs this as a bench, rather than as part of `cargo test --benches`.
-pub fn asked_for() -> bool {
-    std::env::args().any(|argument| argument == "--bench")
+/// Runs a bench if cargo asks for it, which it does not in `cargo test --benches`; tells its failure.
+pub fn bench(name: &str, run: impl FnOnce() -> Result<()>) -> ExitCode {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        println!("run by `cargo bench --bench {name}`");
+        return ExitCode::SUCCESS;
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("FAIL: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The value of `--name value`, when given.
