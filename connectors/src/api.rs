@@ -1,5 +1,5 @@
-//! The questions readers and producers ask and the answers they get, whatever carries them: HTTP
-//! here, NATS requests later. The engine implements [`Api`]; the surfaces translate.
+//! The questions readers and producers ask and the answers they get, whatever carries them: HTTP or
+//! requests on NATS. The engine implements [`Api`]; the surfaces translate.
 
 use bytes::Bytes;
 use futures::future::BoxFuture;

@@ -1,8 +1,7 @@
 //! Live messages: what subscribers on NATS hear of each commit, and what they get when they ask.
 //!
 //! The form is [`LiveMessage`](meterr_connectors::changes::LiveMessage). Rows are arrays as in the
-//! output log: the rows of a commit are copied from its parts as they stand, which costs a tenth of
-//! writing them anew as objects with names.
+//! output log: the rows of a commit are copied from its parts as they stand, not written anew.
 
 use std::collections::HashMap;
 

@@ -33,8 +33,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::control_state::ControlState;
-use crate::epoch::Limits;
-use crate::live::{Checkpointing, Logs, Progress, ShardSpec};
+use crate::live::{Logs, Progress, ShardSpec};
 use crate::nats::Nats;
 use crate::records::control_changes;
 use crate::settings::Settings;
@@ -211,16 +210,8 @@ impl Deployment {
             logs: self.shards[shard].clone(),
             checkpoints: Arc::new(MemoryCheckpointStore::new(snapshot::FORMAT)),
             views: ViewSet::DEFAULT,
-            limits: Limits {
-                events_max: settings.epoch.events_max,
-                age_max: settings.epoch.age_max,
-                age_max_loaded: settings.epoch.age_max_loaded,
-            },
-            checkpointing: Checkpointing {
-                interval: settings.checkpoint.interval,
-                updates_max: settings.checkpoint.events_max as usize,
-                base_ratio: settings.checkpoint.base_ratio,
-            },
+            limits: (&settings.epoch).into(),
+            checkpointing: (&settings.checkpoint).into(),
             // Whoever served it has agreed to its jumps.
             time_jump_max: i64::MAX,
             progress: watch::Sender::new(Progress::default()),

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::settings::Epoch;
+
 /// Limits of an epoch.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -14,6 +16,13 @@ pub struct Limits {
     pub age_max: Duration,
     /// The same when more input waits than one epoch takes.
     pub age_max_loaded: Duration,
+}
+
+impl From<&Epoch> for Limits {
+    fn from(epoch: &Epoch) -> Limits {
+        let Epoch { events_max, age_max, age_max_loaded } = *epoch;
+        Limits { events_max, age_max, age_max_loaded }
+    }
 }
 
 impl Limits {

@@ -31,6 +31,7 @@ use crate::records::{
     READ_BYTES, control_changes, each_commit, followed, message_hash, orgs_of, parse_commit,
 };
 use crate::recovery::{self, Alarm, Facts};
+use crate::settings;
 use crate::snapshot;
 use crate::wire::{Commit, PartWriter, Parts, Starts, stream_body};
 
@@ -81,6 +82,16 @@ pub struct Checkpointing {
     pub updates_max: usize,
     /// Size of deltas, as share of the base, that calls for a new base.
     pub base_ratio: f64,
+}
+
+impl From<&settings::Checkpoint> for Checkpointing {
+    fn from(checkpoint: &settings::Checkpoint) -> Checkpointing {
+        Checkpointing {
+            interval: checkpoint.interval,
+            updates_max: checkpoint.events_max as usize,
+            base_ratio: checkpoint.base_ratio,
+        }
+    }
 }
 
 /// How far a shard is committed.

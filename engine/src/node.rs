@@ -31,8 +31,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::control_state::ControlState;
-use crate::epoch::Limits;
-use crate::live::{Checkpointing, Logs, Progress, ShardSpec, StopReason};
+use crate::live::{Logs, Progress, ShardSpec, StopReason};
 use crate::metrics::Metrics;
 use crate::nats::Nats;
 use crate::records::control_changes;
@@ -267,16 +266,8 @@ impl Data {
                 logs: logs.clone(),
                 checkpoints: self.checkpoints.clone(),
                 views: ViewSet::DEFAULT,
-                limits: Limits {
-                    events_max: settings.epoch.events_max,
-                    age_max: settings.epoch.age_max,
-                    age_max_loaded: settings.epoch.age_max_loaded,
-                },
-                checkpointing: Checkpointing {
-                    interval: settings.checkpoint.interval,
-                    updates_max: settings.checkpoint.events_max as usize,
-                    base_ratio: settings.checkpoint.base_ratio,
-                },
+                limits: (&settings.epoch).into(),
+                checkpointing: (&settings.checkpoint).into(),
                 time_jump_max,
                 progress,
                 announcer: self.nats().map(Nats::announcer),

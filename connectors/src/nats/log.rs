@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream;
-use async_nats::jetstream::stream::{Config, Info, Stream};
+use async_nats::jetstream::stream::{Info, Stream};
 use futures::future::BoxFuture;
 use meterr_operators::time::Time;
 use parking_lot::Mutex;
@@ -520,9 +520,4 @@ impl Log for JetStreamLog {
     fn failure(&self) -> Option<LogError> {
         self.shared.failure()
     }
-}
-
-/// Whether a stream's configuration names this identity.
-pub fn same_identity(config: &Config, uuid: &str) -> bool {
-    config.metadata.get(IDENTITY_KEY).is_some_and(|identity| identity == uuid)
 }
