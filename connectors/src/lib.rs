@@ -2,6 +2,7 @@
 //! per module; third-party types stay inside their module.
 
 pub mod api;
+pub mod blobs;
 pub mod changes;
 pub mod checkpoint;
 pub mod checkpoint_file;
@@ -9,6 +10,7 @@ pub mod checkpoint_memory;
 pub mod checkpoint_record;
 #[cfg(test)]
 mod checkpoint_testing;
+pub mod cluster;
 pub mod codec;
 pub mod copy;
 pub mod embedded;

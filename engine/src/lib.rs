@@ -16,6 +16,7 @@
 pub mod actors;
 pub mod announce;
 pub mod cli;
+pub mod cluster;
 pub mod commands;
 pub mod config;
 pub mod control_state;
