@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod nats;
 pub mod node;
 pub mod quantity;
+pub mod readers;
 pub mod records;
 pub mod recovery;
 pub mod serve;
