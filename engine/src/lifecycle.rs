@@ -206,7 +206,9 @@ impl Lifecycle {
                 self.state = State::StandBy;
                 vec![StopReaders, StartReader, StartFollowing]
             }
-            (State::Restore | State::Replay | State::Seal, Happened::Owned) => {
+            (State::Restore | State::Replay | State::Seal, Happened::Owned)
+                if self.goal.is_some() =>
+            {
                 self.state = State::Live;
                 vec![StopFollowing, StartReader]
             }
@@ -222,6 +224,7 @@ impl Lifecycle {
                 self.failures = 0;
                 Vec::new()
             }
+            (State::Stopped(_), Happened::TakenOver) => Vec::new(),
             (State::Drain, Happened::TakenOver) => {
                 self.state = State::Released;
                 vec![StopReaders]
