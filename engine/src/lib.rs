@@ -28,6 +28,7 @@ pub mod live;
 pub mod metrics;
 pub mod nats;
 pub mod node;
+pub mod ownership;
 pub mod quantity;
 pub mod readers;
 pub mod records;
