@@ -444,7 +444,8 @@ impl Hosts<'_> {
         let Some(hosted) = self.shards.get_mut(&id) else { return Ok(Worked::Waits) };
         let owned = matches!(&hosted.stage, Stage::Open(live) if live.owned());
         if hosted.draining && !owned {
-            return Ok(Worked::Done);
+            let writing = matches!(&hosted.stage, Stage::Open(live) if live.checkpoint_under_way());
+            return Ok(if writing { Worked::Waits } else { Worked::Done });
         }
         match &mut hosted.stage {
             Stage::Loading(..) => Ok(Worked::Waits),
@@ -466,7 +467,13 @@ impl Hosts<'_> {
                     live.step_back();
                     if std::mem::take(&mut hosted.releasing) {
                         hosted.wanted = None;
+                        // Said before the checkpoint is encoded: somebody waits for the shard.
                         self.tell(Event::Released(id));
+                        if let Some(job) =
+                            self.live(id).map_or(Ok(None), LiveShard::last_checkpoint)?
+                        {
+                            self.tell(Event::Checkpoint(id, job));
+                        }
                     }
                     return Ok(Worked::Goes);
                 }
