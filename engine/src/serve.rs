@@ -1,7 +1,7 @@
 //! Runs a node until it is asked to stop: data, actors, control reader, HTTP.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use meterr_connectors::codec::{decode_line, split_request};
@@ -100,6 +100,7 @@ async fn run(
         runtime: runtime.clone(),
         control_lock: tokio::sync::Mutex::new(()),
         draining: watch::Sender::new(false),
+        cluster: OnceLock::new(),
     });
     let shards = specs.len();
     let (node, mut released) = NodeActor::start_all(
