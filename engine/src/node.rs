@@ -5,8 +5,8 @@
 //! every shard finishes what came in and takes a last checkpoint, then threads, store and logs.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use meterr_connectors::api::ShardStatus;
@@ -31,6 +31,7 @@ use meterr_operators::window::tzdb_version;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::cluster::link::ClusterLink;
 use crate::control_state::ControlState;
 use crate::live::{Logs, Progress, ShardSpec, StopReason};
 use crate::metrics::Metrics;
@@ -491,6 +492,8 @@ pub struct NodeShared {
     pub control_lock: tokio::sync::Mutex<()>,
     /// Raised when the node drains.
     pub draining: watch::Sender<bool>,
+    /// The other nodes, once they are joined; never set where one node has all.
+    pub cluster: OnceLock<ClusterLink>,
 }
 
 impl NodeShared {
@@ -550,6 +553,9 @@ impl NodeShared {
                     usage_position: progress.usage,
                     usage_head: self.logs[at].usage.head(),
                     control_position: progress.control,
+                    owner: None,
+                    here: None,
+                    elsewhere: false,
                 }
             })
             .collect()

@@ -1,8 +1,8 @@
 //! Runs a node until it is asked to stop: data, actors, control reader, HTTP.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use meterr_connectors::codec::{decode_line, split_request};
@@ -107,6 +107,7 @@ async fn run(
         runtime: runtime.clone(),
         control_lock: tokio::sync::Mutex::new(()),
         draining: watch::Sender::new(false),
+        cluster: OnceLock::new(),
     });
     let shards = specs.len();
     let (node, wishes, mut released) = NodeActor::start_all(

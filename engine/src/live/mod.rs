@@ -324,7 +324,8 @@ impl LiveShard {
         let mut as_of = Positions::default();
         as_of.raise(self.spec.id, self.progress.usage);
         as_of.control = Some(self.progress.control);
-        AsOf { as_of, epochs: vec![(self.spec.id, self.progress.epoch)] }
+        let epochs = vec![(self.spec.id, self.progress.epoch)];
+        AsOf { as_of, epochs, staleness_ms: None }
     }
 
     /// Takes usage records to be processed. Records that do not follow the last one taken are passed
