@@ -47,7 +47,7 @@ impl Shards for NodeShards {
                 State::Live => Held::Owned { token, live: true },
                 State::Release | State::Drain => Held::Releasing,
                 State::HandOver | State::Released => Held::Released,
-                State::Lost => Held::Lost,
+                State::Lost => Held::Lost { token: 0 },
                 State::Stopped(_) => Held::Stopped(problem.unwrap_or_default()),
             }
         });
