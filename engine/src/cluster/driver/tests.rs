@@ -19,8 +19,11 @@ use crate::cluster::{ClusterView, Held, Shards};
 
 const SHARDS: u16 = 16;
 
+/// Revision and value by key, and the last revision.
+type Entries = (u64, BTreeMap<String, (u64, Bytes)>);
+
 struct MemoryRegistry {
-    entries: Mutex<(u64, BTreeMap<String, (u64, Bytes)>)>,
+    entries: Mutex<Entries>,
     nudges: watch::Sender<u64>,
 }
 
@@ -45,7 +48,7 @@ impl Access {
         &self,
         key: String,
         expected: u64,
-        change: impl FnOnce(&mut (u64, BTreeMap<String, (u64, Bytes)>), String) -> T,
+        change: impl FnOnce(&mut Entries, String) -> T,
     ) -> Result<T, RegistryError> {
         if *self.away.lock() {
             return Err(RegistryError::Unavailable("away".into()));
