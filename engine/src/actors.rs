@@ -46,14 +46,19 @@ struct WriteCheckpoint {
     shard: ShardId,
 }
 
-/// What comes to the node's actor from outside of the actors.
-enum Heard {
-    Event(Event),
-    Wish(ShardId, Wanted),
-}
+struct WorkerEvent(Event);
 
-/// What is wanted of shards, on its way to their actors. Wishes may be repeated.
-pub type Wishes = mpsc::Sender<(ShardId, Wanted)>;
+/// What is wanted of a shard, on its way to its actor. May be repeated.
+pub struct Wish(pub ShardId, pub Wanted);
+
+/// Where wishes go.
+pub type Wishes = mpsc::Sender<Wish>;
+
+/// What comes to the node's actor from outside of the actors.
+struct Incoming {
+    events: mpsc::Receiver<Event>,
+    wishes: mpsc::Receiver<Wish>,
+}
 
 /// Watches over worker threads and shards.
 pub struct NodeActor {
@@ -62,7 +67,7 @@ pub struct NodeActor {
     checkpoints: Addr<CheckpointActor>,
     workers: Vec<Option<WorkerHandle>>,
     events: mpsc::Sender<Event>,
-    incoming: Option<(mpsc::Receiver<Event>, mpsc::Receiver<(ShardId, Wanted)>)>,
+    incoming: Option<Incoming>,
     metrics: Vec<ShardMetrics>,
     released: watch::Sender<usize>,
     /// Shards that were live at least once.
@@ -109,7 +114,7 @@ impl NodeActor {
             checkpoints,
             workers: handles,
             events,
-            incoming: Some((incoming, wished)),
+            incoming: Some(Incoming { events: incoming, wishes: wished }),
             metrics,
             released,
             opened: BTreeSet::new(),
@@ -128,25 +133,30 @@ impl Actor for NodeActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        let (events, wishes) = self.incoming.take().expect("an actor starts once");
+        let Incoming { events, wishes } = self.incoming.take().expect("an actor starts once");
         ctx.add_stream(futures::stream::unfold(events, |mut events| async move {
-            events.recv().await.map(|event| (Heard::Event(event), events))
+            events.recv().await.map(|event| (WorkerEvent(event), events))
         }));
         ctx.add_stream(futures::stream::unfold(wishes, |mut wishes| async move {
-            wishes.recv().await.map(|(shard, wanted)| (Heard::Wish(shard, wanted), wishes))
+            wishes.recv().await.map(|wish| (wish, wishes))
         }));
     }
 }
 
-impl StreamHandler<Heard> for NodeActor {
-    fn handle(&mut self, heard: Heard, ctx: &mut Context<Self>) {
-        match heard {
-            Heard::Event(event) => self.event(event, ctx),
-            Heard::Wish(shard, wanted) => self.tell(shard, Happened::Want(wanted), ctx),
-        }
+impl StreamHandler<Wish> for NodeActor {
+    fn handle(&mut self, Wish(shard, wanted): Wish, ctx: &mut Context<Self>) {
+        self.tell(shard, Happened::Want(wanted), ctx);
     }
 
-    // The actor ends by its last message, not because one of two streams ended.
+    // The actor ends by its last message, not because one of its two streams ended.
+    fn finished(&mut self, _: &mut Context<Self>) {}
+}
+
+impl StreamHandler<WorkerEvent> for NodeActor {
+    fn handle(&mut self, WorkerEvent(event): WorkerEvent, ctx: &mut Context<Self>) {
+        self.event(event, ctx);
+    }
+
     fn finished(&mut self, _: &mut Context<Self>) {}
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use meterr_operators::ids::ShardId;
 
-use crate::actors::Wishes;
+use crate::actors::{Wish, Wishes};
 use crate::cluster::{Held, Shards};
 use crate::lifecycle::{State, Wanted};
 use crate::node::{NodeError, NodeShared, random_bytes};
@@ -28,7 +28,7 @@ impl NodeShards {
 
     fn wish(&self, shard: ShardId, wanted: Wanted) {
         // Without room, or after the node's end, it is for whoever decides to wish again.
-        drop(self.wishes.try_send((shard, wanted)));
+        let _ = self.wishes.try_send(Wish(shard, wanted));
     }
 }
 
@@ -47,6 +47,7 @@ impl Shards for NodeShards {
                 State::Live => Held::Owned { token, live: true },
                 State::Release | State::Drain => Held::Releasing,
                 State::HandOver | State::Released => Held::Released,
+                // Whose token stands in the log shows when it is taken over again.
                 State::Lost => Held::Lost { token: 0 },
                 State::Stopped(_) => Held::Stopped(problem.unwrap_or_default()),
             }

@@ -14,7 +14,7 @@ use meterr_operators::ids::ShardId;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use crate::actors::{DrainNode, EndWorkers, NodeActor};
+use crate::actors::{DrainNode, EndWorkers, NodeActor, Wish};
 use crate::lifecycle::{State, Wanted};
 use crate::live::{ShardSpec, StopReason};
 use crate::metrics::Metrics;
@@ -119,7 +119,7 @@ async fn run(
     .map_err(io("cannot start a worker thread"))?;
     for shard in 0..shards {
         // The node is alone with its logs: everything is its own, under whatever token comes next.
-        let wish = (ShardId(shard as u16), Wanted::Own(0));
+        let wish = Wish(ShardId(shard as u16), Wanted::Own(0));
         wishes.send(wish).await.map_err(|_| NodeError::Refused("the node ended".to_owned()))?;
     }
     let reader = runtime.spawn(read_control(shared.clone()));

@@ -24,7 +24,7 @@ use timely::communication::allocator::thread::Thread;
 use timely::worker::Worker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::live::opening::{Loaded, Opening, load};
+use crate::live::opening::{Loaded, Opening, Step, load};
 use crate::live::standing_by::FollowedCommit;
 use crate::live::{CheckpointJob, Committed, LiveShard, Progress, Query, ShardSpec, StopReason};
 
@@ -36,6 +36,12 @@ const NOBODY: u32 = u32::MAX;
 
 /// Longest a shard that is opened or followed keeps the others of its thread waiting at a time.
 const STEP: Duration = Duration::from_millis(10);
+
+/// Longest wait for a command while nothing is under way.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// Wait for a command while a shard waits for its log.
+const POLL: Duration = Duration::from_millis(2);
 
 /// Shards of a thread whose checkpoints are fetched and decoded at once.
 const LOADS_MAX: usize = 2;
@@ -209,6 +215,8 @@ enum Stage {
 enum Worked {
     /// Nothing to do until something comes.
     Waits,
+    /// It waits for something that does not come as a command.
+    Polls,
     /// There is more to do at once.
     Goes,
     /// It is done.
@@ -245,15 +253,14 @@ fn run(
         openings: 0,
         current,
     };
-    let mut goes = false;
+    let mut wait = IDLE;
     loop {
-        let wait = if goes { Duration::ZERO } else { Duration::from_millis(200) };
         let first = match receiver.recv_timeout(wait) {
             Ok(command) => Some(command),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        if first.is_none() && !goes {
+        if first.is_none() && wait == IDLE {
             // Idle: let arrangements merge.
             hosts.worker.step();
         }
@@ -265,13 +272,14 @@ fn run(
             }
             hosts.hear(command);
         }
-        goes = false;
+        wait = IDLE;
         let ids: Vec<ShardId> = hosts.shards.keys().copied().collect();
         for id in ids {
             current.store(u32::from(id.0), Ordering::Relaxed);
             match hosts.work(id) {
                 Ok(Worked::Waits) => {}
-                Ok(Worked::Goes) => goes = true,
+                Ok(Worked::Polls) => wait = wait.min(POLL),
+                Ok(Worked::Goes) => wait = Duration::ZERO,
                 Ok(Worked::Done) => {
                     hosts.close(id);
                     hosts.tell(Event::Drained(id));
@@ -436,15 +444,19 @@ impl Hosts<'_> {
         let Some(hosted) = self.shards.get_mut(&id) else { return Ok(Worked::Waits) };
         let owned = matches!(&hosted.stage, Stage::Open(live) if live.owned());
         if hosted.draining && !owned {
-            return Ok(Worked::Done);
+            let writing = matches!(&hosted.stage, Stage::Open(live) if live.checkpoint_under_way());
+            return Ok(if writing { Worked::Waits } else { Worked::Done });
         }
         match &mut hosted.stage {
             Stage::Loading(..) => Ok(Worked::Waits),
             Stage::Opening(spec, opening) => {
-                let reached = opening.step(&mut self.worker, spec, STEP)?;
+                let step = opening.step(&mut self.worker, spec, STEP)?;
                 let (from, at, to) = opening.progress();
+                if step == Step::Waits {
+                    return Ok(Worked::Polls);
+                }
                 self.tell(Event::Replaying(id, from, at, to));
-                if reached {
+                if step == Step::Reached {
                     self.opened(id)?;
                 }
                 Ok(Worked::Goes)
@@ -455,7 +467,13 @@ impl Hosts<'_> {
                     live.step_back();
                     if std::mem::take(&mut hosted.releasing) {
                         hosted.wanted = None;
+                        // Said before the checkpoint is encoded: somebody waits for the shard.
                         self.tell(Event::Released(id));
+                        if let Some(job) =
+                            self.live(id).map_or(Ok(None), LiveShard::last_checkpoint)?
+                        {
+                            self.tell(Event::Checkpoint(id, job));
+                        }
                     }
                     return Ok(Worked::Goes);
                 }

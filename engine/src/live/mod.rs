@@ -570,14 +570,18 @@ impl LiveShard {
         });
     }
 
-    /// Takes a checkpoint if one is due (or `now`), between commits.
+    /// Takes a checkpoint if one is due (or `now`), between commits. Only an owner does: checkpoints of
+    /// two nodes at one epoch would be no use.
     ///
     /// # Errors
     /// When the state cannot be encoded or the log not be read.
     pub fn checkpoint(&mut self, now: bool) -> Result<Option<CheckpointJob>, StopReason> {
+        if self.owned() { self.take_checkpoint(now) } else { Ok(None) }
+    }
+
+    fn take_checkpoint(&mut self, now: bool) -> Result<Option<CheckpointJob>, StopReason> {
         let state = &self.checkpoint;
-        let between = self.owned() && self.pending.is_none();
-        if !between || state.under_way || self.progress.epoch == state.epoch {
+        if self.pending.is_some() || state.under_way || self.progress.epoch == state.epoch {
             return Ok(None);
         }
         let due = now

@@ -8,10 +8,12 @@ use std::collections::{HashMap, VecDeque};
 use std::iter::Peekable;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use futures::executor::block_on;
+use futures::future::BoxFuture;
 use meterr_connectors::checkpoint::{Kind, Manifest};
 use meterr_connectors::codec::decode_message;
-use meterr_connectors::log::{Log, Record};
+use meterr_connectors::log::{Log, LogResult, Record};
 use meterr_operators::control::ControlChange;
 use meterr_operators::dedupe::Place;
 use meterr_operators::event::Event;
@@ -197,8 +199,21 @@ pub struct Opening {
     changes: Peekable<std::vec::IntoIter<(u64, ControlChange)>>,
     /// Usage read and not yet taken in.
     waiting: VecDeque<Record>,
+    /// The read under way: ahead of what is taken in, so that neither waits for the other.
+    reading: Option<BoxFuture<'static, LogResult<Vec<Record>>>>,
     next: u64,
     last: u64,
+}
+
+/// Where a replay stands after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to do at once.
+    Goes,
+    /// It waits for a log.
+    Waits,
+    /// The last commit is reached.
+    Reached,
 }
 
 impl Opening {
@@ -243,12 +258,12 @@ impl Opening {
             at: None,
             changes: changes.into_iter().peekable(),
             waiting: VecDeque::new(),
+            reading: None,
         })
     }
 
     /// Replays committed epochs in silence for about as long as told. Neighbouring epochs without a
     /// control change between them are taken as one: only control changes make a boundary matter.
-    /// Returns whether the last commit is reached.
     ///
     /// # Errors
     /// Why the shard must not go on.
@@ -257,14 +272,14 @@ impl Opening {
         worker: &mut Worker,
         spec: &ShardSpec,
         long: Duration,
-    ) -> Result<bool, StopReason> {
+    ) -> Result<Step, StopReason> {
         let until = Instant::now() + long;
         loop {
             if self.at.is_none() {
                 let Some((_, commit)) = self.commits.by_ref().find(|(_, commit)| !commit.seal)
                 else {
                     self.shard.close_epoch(worker, self.plan.epoch);
-                    return Ok(true);
+                    return Ok(Step::Reached);
                 };
                 let mut changed = false;
                 let due = commit.control_position;
@@ -280,10 +295,23 @@ impl Opening {
             let Some(commit) = &self.at else { continue };
             while self.next <= commit.usage_position {
                 if Instant::now() >= until {
-                    return Ok(false);
+                    return Ok(Step::Goes);
                 }
                 if self.waiting.is_empty() {
-                    self.waiting = block_on(spec.logs.usage.read(self.next, READ_BYTES))?.into();
+                    let reading = self.reading.take();
+                    let mut reading =
+                        reading.unwrap_or_else(|| spec.logs.usage.read(self.next, READ_BYTES));
+                    let Some(records) = (&mut reading).now_or_never() else {
+                        self.reading = Some(reading);
+                        return Ok(Step::Waits);
+                    };
+                    self.waiting = records?.into();
+                    self.reading = match self.waiting.back() {
+                        Some(read) if read.position < self.last => {
+                            Some(spec.logs.usage.read(read.position + 1, READ_BYTES))
+                        }
+                        _ => None,
+                    };
                 }
                 let Some(record) = self.waiting.pop_front() else {
                     let head = self.next.saturating_sub(1);
@@ -297,6 +325,14 @@ impl Opening {
                 self.shard.close_epoch(worker, commit.epoch);
             }
             self.at = None;
+        }
+    }
+
+    /// Waits for the log.
+    fn wait(&mut self) {
+        if let Some(reading) = self.reading.take() {
+            let read = block_on(reading);
+            self.reading = Some(Box::pin(futures::future::ready(read)));
         }
     }
 
@@ -340,8 +376,9 @@ pub fn rebuild(
         let (from, at, to) = opening.progress();
         heard(from, at, to);
         match reached {
-            Ok(true) => return Ok(opening.finish()),
-            Ok(false) => {}
+            Ok(Step::Reached) => return Ok(opening.finish()),
+            Ok(Step::Goes) => {}
+            Ok(Step::Waits) => opening.wait(),
             Err(reason) => {
                 opening.close(worker);
                 return Err(reason);

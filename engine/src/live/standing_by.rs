@@ -19,7 +19,7 @@ use timely::worker::Worker;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::opening::take;
-use super::{LiveShard, Progress, StopReason};
+use super::{CheckpointJob, LiveShard, Progress, StopReason};
 use crate::records::orgs_of;
 use crate::recovery::Alarm;
 use crate::wire::Commit;
@@ -95,6 +95,14 @@ impl LiveShard {
         debug_assert!(self.pending.is_none());
         self.role = Role::StandingBy;
         self.behind = Behind::from(self.progress.commit);
+    }
+
+    /// The last checkpoint of an owner that stepped back just now, before it follows anything.
+    ///
+    /// # Errors
+    /// As [`LiveShard::checkpoint`].
+    pub fn last_checkpoint(&mut self) -> Result<Option<CheckpointJob>, StopReason> {
+        self.take_checkpoint(true)
     }
 
     /// Whether [`LiveShard::seal`] may be called: nothing known is left to follow.
