@@ -10,6 +10,7 @@
 //! answers questions from it. A planned move goes to a node that stands by, so the shard's output pauses
 //! for the hand-over only. A replica stands by for every shard and owns none.
 
+pub mod driver;
 pub mod link;
 pub mod member;
 pub mod placement;

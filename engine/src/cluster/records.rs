@@ -16,14 +16,13 @@ use meterr_operators::ids::{SHARDS_MAX, ShardId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::settings::node_name_valid;
+
 /// Version of the values' format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
 
 /// Largest value that is read, in bytes.
 pub const VALUE_BYTES_MAX: usize = 64 * 1024;
-
-/// Longest name of a node.
-pub const NODE_NAME_MAX: usize = 64;
 
 /// A node's session: one life of one process under that name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -167,8 +166,8 @@ impl Key {
     pub fn parse(key: &str) -> Option<Key> {
         let (kind, rest) = key.split_once('.')?;
         match kind {
-            "node" => valid_node(rest).then(|| Key::Node(rest.to_owned())),
-            "drain" => valid_node(rest).then(|| Key::Drain(rest.to_owned())),
+            "node" => node_name_valid(rest).then(|| Key::Node(rest.to_owned())),
+            "drain" => node_name_valid(rest).then(|| Key::Drain(rest.to_owned())),
             "lease" => shard(rest).map(Key::Lease),
             "pin" => shard(rest).map(Key::Pin),
             _ => None,
@@ -185,13 +184,6 @@ impl std::fmt::Display for Key {
             Key::Drain(node) => write!(f, "drain.{node}"),
         }
     }
-}
-
-/// Whether a node may be called that: 1 to 64 of `[a-zA-Z0-9_-]`, so that it is a token in every subject
-/// and key.
-pub fn valid_node(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-    (1..=NODE_NAME_MAX).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 fn shard(text: &str) -> Option<ShardId> {

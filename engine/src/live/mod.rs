@@ -149,7 +149,7 @@ pub enum StopReason {
 
 impl StopReason {
     /// What a commit that lost against another one means.
-    fn of_commit(error: LogError) -> StopReason {
+    pub fn of_commit(error: LogError) -> StopReason {
         match error {
             LogError::Conflict { expected, actual, .. } if actual > expected => {
                 StopReason::TakenOver { expected, actual }

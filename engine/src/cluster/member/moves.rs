@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
 use super::leases::Owner;
 use super::{Action, Member, Told};
 use crate::cluster::Held;
-use crate::cluster::records::{FORMAT, Key, Lease, parse, valid_node, write};
+use crate::cluster::records::{FORMAT, Key, Lease, parse, write};
+use crate::settings::node_name_valid;
 
 /// Commits that a shard may be behind when it is asked for; they are taken in during the hand-over.
 pub const BEHIND_MAX: u64 = 16;
@@ -142,7 +143,7 @@ impl Member {
     fn agree(&mut self, now: Duration, question: &[u8]) -> Result<(), String> {
         let request: ReleaseRequest = parse("question", question).map_err(|e| e.to_string())?;
         let ReleaseRequest { ask, shard, node, session, lease, .. } = request;
-        if ask != "release" || !valid_node(&node) || shard.0 >= self.settings.shards {
+        if ask != "release" || !node_name_valid(&node) || shard.0 >= self.settings.shards {
             return Err("not a request for one of our shards".to_owned());
         }
         if !self.own.active() || self.own.finishing() {
