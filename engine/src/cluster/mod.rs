@@ -11,6 +11,7 @@
 //! for the hand-over only. A replica stands by for every shard and owns none.
 
 pub mod driver;
+pub mod joining;
 pub mod link;
 pub mod member;
 pub mod placement;
