@@ -185,6 +185,7 @@ impl NodeActor {
             Event::Overtaken(shard) => self.tell(shard, Happened::Overtaken, ctx),
             Event::Released(shard) => {
                 tracing::debug!(%shard, "shard can be handed over");
+                self.shared.writing[usize::from(shard.0)].store(true, Ordering::Relaxed);
                 self.tell(shard, Happened::HandedOver, ctx);
             }
             Event::Followed(shard, behind, state) => {
@@ -213,7 +214,8 @@ impl NodeActor {
                 metrics.lag(self.shared.logs[at].usage.head().saturating_sub(seen));
                 self.tell(shard, Happened::Committed, ctx);
             }
-            Event::Checkpoint(shard, job) => {
+            Event::Checkpoint(shard, None) => self.shared.written(shard),
+            Event::Checkpoint(shard, Some(job)) => {
                 let written = self.checkpoints.send(WriteCheckpoint { job, shard });
                 // Not waited for: at most one a shard is under way, and shards need not stop for it.
                 ctx.spawn(written.into_actor(self).map(|_, _, _| ()));
@@ -450,6 +452,7 @@ impl Handler<WriteCheckpoint> for CheckpointActor {
                 tracing::warn!(%shard, %error, "checkpoint not written; the log keeps everything, the next one is a base");
             }
         }
+        self.shared.written(shard);
         let shared = self.shared.clone();
         let told = async move {
             shared.tell(shard, Command::Checkpointed(shard, written.is_ok())).await;

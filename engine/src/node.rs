@@ -5,7 +5,7 @@
 //! every shard finishes what came in and takes a last checkpoint, then threads, store and logs.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -474,6 +474,10 @@ pub struct NodeShared {
     pub behind: Vec<AtomicU64>,
     /// When each shard that stands by was last known to have everything.
     pub current: Vec<Mutex<Option<Instant>>>,
+    /// Whether each shard that can be handed over still has a last checkpoint to be written.
+    pub writing: Vec<AtomicBool>,
+    /// Whether the node is about to stop: it waits for last checkpoints then.
+    pub stopping: AtomicBool,
     /// Rung when what a shard is here changes.
     pub shards_changed: tokio::sync::Notify,
     /// Whether shards are owned by leases.
@@ -510,6 +514,13 @@ impl NodeShared {
         }
         if behind == 0 {
             self.current(shard);
+        }
+    }
+
+    /// Takes in that no checkpoint of a shard is to be written any more.
+    pub fn written(&self, shard: ShardId) {
+        if self.writing[usize::from(shard.0)].swap(false, Ordering::Relaxed) {
+            self.shards_changed.notify_one();
         }
     }
 

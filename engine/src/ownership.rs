@@ -35,17 +35,21 @@ impl NodeShards {
 impl Shards for NodeShards {
     fn held(&self) -> Vec<Held> {
         let shared = &self.shared;
-        let states = shared.states.iter().zip(&shared.tokens).zip(&shared.behind);
-        let held = states.map(|((state, token), behind)| {
+        let stopping = shared.stopping.load(Ordering::Relaxed);
+        let held = shared.states.iter().enumerate().map(|(at, state)| {
             let (state, problem) = state.lock().clone();
-            let token = token.load(Ordering::Relaxed);
+            let token = shared.tokens[at].load(Ordering::Relaxed);
+            let behind = shared.behind[at].load(Ordering::Relaxed);
+            let writing = shared.writing[at].load(Ordering::Relaxed);
             match state {
                 State::Claim => Held::Nothing,
                 State::Restore | State::Replay if token == 0 => Held::Opening,
                 State::Restore | State::Replay | State::Seal => Held::Owned { token, live: false },
-                State::StandBy => Held::StandingBy { behind: behind.load(Ordering::Relaxed) },
+                State::StandBy => Held::StandingBy { behind },
                 State::Live => Held::Owned { token, live: true },
                 State::Release | State::Drain => Held::Releasing,
+                // Nobody waits for it as urgently as the next start.
+                State::HandOver if stopping && writing => Held::Releasing,
                 State::HandOver | State::Released => Held::Released,
                 // Whose token stands in the log shows when it is taken over again.
                 State::Lost => Held::Lost { token: 0 },

@@ -1,7 +1,7 @@
 //! Runs a node until it is asked to stop: data, actors, control reader, HTTP.
 
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -98,6 +98,8 @@ async fn run(
         states: specs.iter().map(|_| Mutex::new((State::Claim, None))).collect(),
         tokens: specs.iter().map(|_| AtomicU64::new(0)).collect(),
         behind: specs.iter().map(|_| AtomicU64::new(0)).collect(),
+        writing: specs.iter().map(|_| AtomicBool::new(false)).collect(),
+        stopping: AtomicBool::new(false),
         current: specs.iter().map(|_| Mutex::new(None)).collect(),
         shards_changed: tokio::sync::Notify::new(),
         leased: data.nats().is_some(),
@@ -161,6 +163,7 @@ async fn run(
                 why = joined.ended() => Some(why),
             };
             // While others take the shards over, everything is answered as before.
+            shared.stopping.store(true, Ordering::Relaxed);
             joined.leave().await;
             refused
         }

@@ -94,8 +94,8 @@ pub enum Event {
     Released(ShardId),
     /// An epoch is committed.
     Committed(ShardId, Committed, State),
-    /// A checkpoint is to be written.
-    Checkpoint(ShardId, CheckpointJob),
+    /// A checkpoint is to be written; or none is, after [`Event::Released`].
+    Checkpoint(ShardId, Option<CheckpointJob>),
     /// The shard stopped.
     Stopped(ShardId, StopReason),
     /// The shard drained and is closed.
@@ -396,7 +396,10 @@ impl Hosts<'_> {
             }
             Command::Release(id) => match self.shards.get_mut(&id) {
                 Some(hosted) => hosted.releasing = true,
-                None => self.tell(Event::Released(id)),
+                None => {
+                    self.tell(Event::Released(id));
+                    self.tell(Event::Checkpoint(id, None));
+                }
             },
             Command::Drop(id) => self.close(id),
             Command::Drain(id) => match self.shards.get_mut(&id) {
@@ -469,11 +472,8 @@ impl Hosts<'_> {
                         hosted.wanted = None;
                         // Said before the checkpoint is encoded: somebody waits for the shard.
                         self.tell(Event::Released(id));
-                        if let Some(job) =
-                            self.live(id).map_or(Ok(None), LiveShard::last_checkpoint)?
-                        {
-                            self.tell(Event::Checkpoint(id, job));
-                        }
+                        let job = self.live(id).map_or(Ok(None), LiveShard::last_checkpoint)?;
+                        self.tell(Event::Checkpoint(id, job));
                     }
                     return Ok(Worked::Goes);
                 }
@@ -489,6 +489,7 @@ impl Hosts<'_> {
                     hosted.releasing = false;
                     hosted.wanted = None;
                     self.tell(Event::Released(id));
+                    self.tell(Event::Checkpoint(id, None));
                     return Ok(Worked::Goes);
                 }
                 let changed = live.follow_commits(&mut self.worker, STEP)?;
@@ -541,7 +542,7 @@ impl Hosts<'_> {
             self.await_for(async move { Command::Appended(id, append.await) });
         }
         if let Some(job) = job {
-            self.tell(Event::Checkpoint(id, job));
+            self.tell(Event::Checkpoint(id, Some(job)));
         }
         Ok(if done { Worked::Done } else { Worked::Waits })
     }
