@@ -246,6 +246,12 @@ impl NatsServer {
         }
     }
 
+    /// Starts it again like [`NatsServer::restart`] without waiting, for when it needs others to answer.
+    pub fn begin(&mut self) {
+        self.kill();
+        self.spawn();
+    }
+
     /// The same with other options, such as another limit.
     pub fn restart_with(&mut self, options: NatsOptions) {
         self.kill();
@@ -364,7 +370,7 @@ impl Cluster {
         let servers = routes.iter().enumerate().map(|(n, route)| {
             let mut options = options.clone();
             options.cluster = format!(
-                "server_name: n{n}\ncluster {{\n  name: tests\n  listen: \"127.0.0.1:{}\"\n  \
+                "server_name: n{n}\ncluster {{\n  name: tests\n  no_advertise: true\n  listen: \"127.0.0.1:{}\"\n  \
                  routes: [{}]\n}}\n",
                 route.number,
                 urls.join(", ")
