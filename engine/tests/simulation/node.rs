@@ -35,6 +35,8 @@ pub struct Live {
     pub pending: Option<(u64, u64)>,
     /// Position of a commit that others are known to have made.
     pub known: u64,
+    /// Events that a planted bug publishes once more.
+    pub again: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +140,7 @@ fn hash(position: u64) -> [u8; 32] {
 }
 
 /// Rebuilds a state from a checkpoint and the logs as they are, by the real plan: silently to the last
-/// commit. `silent: false` plants a bug: what is behind the checkpoint counts as new.
+/// commit. `silent: false` plants a bug: what replay changed is published with the next epoch.
 ///
 /// # Errors
 /// An alarm, which no history here may raise.
@@ -158,9 +160,10 @@ pub fn rebuild(logs: &Logs, checkpoint: Option<&Checkpoint>, silent: bool) -> Re
     if state.usage + 1 != plan.usage_from {
         return Err(format!("a plan from {} on a state at {}", plan.usage_from, state.usage));
     }
+    let loaded = state.seen;
     let (mut commit, mut token) = (plan.commit_from, 0);
     for record in logs.out.iter().filter(|record| record.position > plan.commit_from) {
-        while silent && state.usage < record.commit.usage_position {
+        while state.usage < record.commit.usage_position {
             state.take(logs.usage[state.usage as usize]);
         }
         commit = record.position;
@@ -178,5 +181,6 @@ pub fn rebuild(logs: &Logs, checkpoint: Option<&Checkpoint>, silent: bool) -> Re
         role: Role::StandingBy,
         pending: None,
         known: 0,
+        again: if silent { 0 } else { state.seen & !loaded },
     })
 }

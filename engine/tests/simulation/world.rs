@@ -680,7 +680,7 @@ impl World {
         }
         let (epoch, usage) = (live.epoch + 1, live.state.usage);
         live.pending = Some((epoch, usage));
-        let fresh = live.state.seen & !before;
+        let fresh = live.state.seen & !before | std::mem::take(&mut live.again);
         let commit = record(epoch, usage, live.token, false);
         self.send(node, shard, commit, fresh);
     }
