@@ -67,11 +67,11 @@ fn run_all(seeds: u64, faults: Faults, bug: Bug) -> Result<Vec<Figures>, (u64, S
 
 fn told(what: &str, figures: &[Figures], begun: Instant) {
     let sum = |of: fn(&Figures) -> u64| figures.iter().map(of).sum::<u64>();
-    let mut mended: Vec<u64> = figures.iter().map(|f| f.mended_after / 1_000).collect();
+    let mut mended: Vec<_> = figures.iter().map(|f| (f.mended_after / 1_000, f.seed)).collect();
     mended.sort_unstable();
     println!(
         "{what}: {} histories in {:.1} s, with {} events, {} commits, {} seals, {} refused, {} leases \
-         written, {} nodes buried, {} crashes; in order {} ms after the last fault (median; longest {})",
+         written, {} nodes buried, {} crashes; in order {} ms after the last fault (median; longest {}, seed {})",
         figures.len(),
         begun.elapsed().as_secs_f64(),
         sum(|f| f.events),
@@ -81,8 +81,9 @@ fn told(what: &str, figures: &[Figures], begun: Instant) {
         sum(|f| f.leases),
         sum(|f| f.buried),
         sum(|f| f.crashes),
-        mended[mended.len() / 2],
-        mended[mended.len() - 1],
+        mended[mended.len() / 2].0,
+        mended[mended.len() - 1].0,
+        mended[mended.len() - 1].1,
     );
 }
 
@@ -124,6 +125,13 @@ fn output_that_is_published_again_after_a_restart_is_found() {
     let (seed, what) = run_all(FOUND_WITHIN, Faults::All, Bug::RepeatedOutput).unwrap_err();
     println!("seed {seed}: {what}");
     assert!(what.contains("published twice"), "{what}");
+}
+
+#[test]
+fn an_acknowledgement_of_an_earlier_opening_is_found() {
+    let found = run_all(10 * FOUND_WITHIN, Faults::All, Bug::ForeignAcknowledgement);
+    let (seed, what) = found.unwrap_err();
+    println!("seed {seed}: {what}");
 }
 
 #[test]

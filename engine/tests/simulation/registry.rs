@@ -33,24 +33,17 @@ impl Registry {
         if self.get(key).map_or(0, |entry| entry.revision) != expected {
             return Err(RegistryError::Conflict { key: key.to_owned(), expected });
         }
-        self.set(key, Some(value.clone()));
+        self.set(key, value.clone());
         Ok(self.revision)
     }
 
-    /// Writes or removes whatever it was.
-    pub fn set(&mut self, key: &str, value: Option<Bytes>) {
+    /// Writes whatever it was.
+    pub fn set(&mut self, key: &str, value: Bytes) {
         self.revision += 1;
         let mut entries = Vec::clone(&self.states[self.states.len() - 1]);
-        match (entries.iter().position(|entry| entry.key == key), value) {
-            (Some(at), Some(value)) => {
-                entries[at].revision = self.revision;
-                entries[at].value = value;
-            }
-            (None, Some(value)) => {
-                entries.push(Entry { key: key.to_owned(), revision: self.revision, value });
-            }
-            (Some(at), None) => drop(entries.remove(at)),
-            (None, None) => {}
+        match entries.iter_mut().find(|entry| entry.key == key) {
+            Some(entry) => (entry.revision, entry.value) = (self.revision, value),
+            None => entries.push(Entry { key: key.to_owned(), revision: self.revision, value }),
         }
         if self.states.len() == KEPT {
             self.states.pop_front();

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use meterr_connectors::cluster::{Entry, RegistryError};
 use meterr_connectors::log::LogError;
 use meterr_engine::cluster::member::{Action, Member, Settings};
-use meterr_engine::cluster::records::Key;
+use meterr_engine::cluster::records::{self, Drain, FORMAT, Key, Pin};
 use meterr_engine::lifecycle::{self, Happened, State as Life, Wanted};
 use meterr_engine::live::StopReason;
 use meterr_operators::ids::ShardId;
@@ -39,6 +39,8 @@ pub enum Bug {
     RepeatedOutput,
     /// A node that is not acknowledged believes it is.
     UnheardDeaths,
+    /// The outcome of a commit is taken for one of what was opened since.
+    ForeignAcknowledgement,
 }
 
 /// What goes wrong.
@@ -53,6 +55,7 @@ pub enum Faults {
 /// What a history had in it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Figures {
+    pub seed: u64,
     pub commits: u64,
     pub seals: u64,
     pub refused: u64,
@@ -186,7 +189,7 @@ impl World {
             calm: false,
             openings: 0,
             failure: None,
-            figures: Figures::default(),
+            figures: Figures { seed, ..Figures::default() },
             done: false,
             trace,
             rng,
@@ -751,7 +754,9 @@ impl World {
         outcome: Result<u64, LogError>,
     ) {
         let here = &mut self.nodes[node].shards[shard];
-        let Some(hosted) = here.hosted.as_mut().filter(|h| h.opening == opening) else { return };
+        let any = self.bug == Bug::ForeignAcknowledgement;
+        let hosted = here.hosted.as_mut().filter(|hosted| any || hosted.opening == opening);
+        let Some(hosted) = hosted else { return };
         let Some(live) = &mut hosted.live else { return };
         let outcome = outcome.map_err(StopReason::of_commit);
         let happened = match (seal, outcome) {
@@ -766,7 +771,17 @@ impl World {
                 Happened::Overtaken
             }
             (false, Ok(position)) => {
-                let Some((epoch, usage)) = live.pending.take() else { return };
+                let Some((epoch, usage)) = live.pending.take() else {
+                    return self.fail("an acknowledgement without a commit".to_owned());
+                };
+                // Committed is visible, and nothing else.
+                let stands = |record: &Record| {
+                    (record.position, record.commit.epoch, record.commit.usage_position)
+                        == (position, epoch, usage)
+                };
+                if !self.logs[shard].out.iter().rev().any(stands) {
+                    return self.fail(format!("epoch {epoch} is visible and not committed"));
+                }
                 (live.epoch, live.usage, live.commit) = (epoch, usage, position);
                 let (state, token) = (live.state, live.token);
                 let checkpoint = Checkpoint { state, epoch, commit: position, token };
@@ -818,13 +833,14 @@ impl World {
             5..=7 => self.nodes[node].paused_until = until,
             8 | 9 => self.nodes[node].cut_until = until,
             10 => {
-                let pin = format!(r#"{{"format":1,"node":"n{node}"}}"#);
-                let value = self.rng.percent(70).then(|| Bytes::from(pin));
-                self.registry.set(&format!("pin.{shard}"), value);
+                let to = self.rng.percent(70).then(|| format!("n{node}"));
+                let pin = records::write(&Pin { format: FORMAT, node: to });
+                self.registry.set(&format!("pin.{shard}"), pin);
             }
             11 => {
-                let value = self.rng.percent(50).then(|| Bytes::from_static(br#"{"format":1}"#));
-                self.registry.set(&format!("drain.n{node}"), value);
+                let drained = self.rng.percent(50);
+                let drain = records::write(&Drain { format: FORMAT, drained });
+                self.registry.set(&format!("drain.n{node}"), drain);
             }
             12 => {
                 let here = &mut self.nodes[node];
@@ -855,12 +871,14 @@ impl World {
         self.calm = true;
         (self.writes_down, self.reads_down, self.logs_down) = (0, 0, 0);
         for shard in 0..self.logs.len() {
-            self.registry.set(&format!("pin.{shard}"), None);
+            let pin = records::write(&Pin { format: FORMAT, node: None });
+            self.registry.set(&format!("pin.{shard}"), pin);
         }
         for node in 0..self.nodes.len() {
             self.nodes[node].paused_until = 0;
             self.nodes[node].cut_until = 0;
-            self.registry.set(&format!("drain.n{node}"), None);
+            let drain = records::write(&Drain { format: FORMAT, drained: false });
+            self.registry.set(&format!("drain.n{node}"), drain);
             self.after(0, node, Event::Start);
         }
         self.faults = Faults::Outages;
