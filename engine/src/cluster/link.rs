@@ -6,10 +6,15 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use meterr_connectors::cluster::Peers;
+use meterr_connectors::log::Log;
 use meterr_operators::ids::ShardId;
 use tokio::sync::watch;
 
 use super::{ClusterView, Held, Shards};
+
+/// Opens a shard's output log.
+pub type OpenOut =
+    Arc<dyn Fn(ShardId) -> BoxFuture<'static, Result<Arc<dyn Log>, String>> + Send + Sync>;
 
 /// A node's link to the others.
 pub struct ClusterLink {
@@ -26,6 +31,9 @@ pub struct ClusterLink {
     /// How long ago the state of a shard that this node does not own was known to be current; `None`
     /// when it never was.
     pub staleness: Arc<dyn Fn(ShardId) -> Option<Duration> + Send + Sync>,
+    /// Opens a shard's output log once more, to follow it: a log has one sequential reader at a time,
+    /// and [`NodeShared::logs`](crate::node::NodeShared::logs) may have theirs.
+    pub open_out: OpenOut,
     /// Takes operators' wishes.
     pub control: Arc<dyn ClusterControl>,
     /// Longest time a question waits for a node that can answer it. Shorter than the surfaces wait, so
