@@ -217,7 +217,7 @@ impl Service {
                     shard,
                     wanted,
                     wait_ms: millis(reached_by.saturating_duration_since(Instant::now())),
-                    question: question.clone(),
+                    question: Box::new(question.clone()),
                 };
                 let mut view = link.view.clone();
                 let owner = link.owner(shard);

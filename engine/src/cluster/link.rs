@@ -1,6 +1,7 @@
 //! What a node needs of the others to answer for shards that are elsewhere, and to show and steer the
 //! cluster.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,15 @@ use meterr_operators::ids::ShardId;
 use tokio::sync::watch;
 
 use super::{ClusterView, Held, Shards};
+
+/// What is measured of the nodes, and foreseen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outlook {
+    /// Events a second that nodes were measured to be able to take in, by name.
+    pub events_per_second: BTreeMap<String, f64>,
+    /// Nodes that the load which is expected asks for.
+    pub recommended_nodes: Option<u32>,
+}
 
 /// Opens a shard's output log.
 pub type OpenOut =
@@ -34,6 +44,8 @@ pub struct ClusterLink {
     /// Opens a shard's output log once more, to follow it: a log has one sequential reader at a time,
     /// and [`NodeShared::logs`](crate::node::NodeShared::logs) may have theirs.
     pub open_out: OpenOut,
+    /// What is known of the nodes' rates and the load to come.
+    pub outlook: Arc<dyn Fn() -> Outlook + Send + Sync>,
     /// Takes operators' wishes.
     pub control: Arc<dyn ClusterControl>,
     /// Longest time a question waits for a node that can answer it. Shorter than the surfaces wait, so

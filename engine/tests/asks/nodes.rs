@@ -13,7 +13,7 @@ use meterr_connectors::checkpoint_memory::MemoryCheckpointStore;
 use meterr_connectors::cluster::{Answerer, PeerError, Peers};
 use meterr_connectors::log::{Log, Message};
 use meterr_connectors::memory::MemoryLog;
-use meterr_engine::cluster::link::{ClusterControl, ClusterLink, ControlError};
+use meterr_engine::cluster::link::{ClusterControl, ClusterLink, ControlError, Outlook};
 use meterr_engine::cluster::{ClusterView, Held, NodeView, ShardView, Shards};
 use meterr_engine::control_state::ControlState;
 use meterr_engine::epoch::Limits;
@@ -270,6 +270,10 @@ impl Node {
                     futures::future::ready(Ok(out)).boxed()
                 })
             },
+            outlook: Arc::new(|| Outlook {
+                events_per_second: [("n1".to_owned(), 1_000.0)].into(),
+                recommended_nodes: Some(2),
+            }),
             control: wishes.clone(),
             patience: Duration::from_secs(3),
         };

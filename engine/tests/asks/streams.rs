@@ -236,7 +236,7 @@ async fn streams_go_on_wherever_the_shard_goes() {
                 _ => {
                     let (_, last) = deployment.publish(org, published).await;
                     published += 1;
-                    if rng.bits() % 2 == 0 {
+                    if rng.percent(50) {
                         committed(&nodes[(rng.bits() % 2) as usize], org, shard, last).await;
                     }
                 }
