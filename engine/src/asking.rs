@@ -59,7 +59,7 @@ pub(crate) fn answers(held: &Held) -> bool {
         Held::Owned { live: false, .. }
         | Held::Nothing
         | Held::Opening
-        | Held::Lost
+        | Held::Lost { .. }
         | Held::Stopped(_) => false,
     }
 }
@@ -427,7 +427,7 @@ mod tests {
             (STANDS_BY, Some("n2"), true, Whom::Here),
             (Held::Opening, Some("n2"), true, n2()),
             (Held::Nothing, Some("n2"), false, n2()),
-            (Held::Lost, Some("n2"), false, n2()),
+            (Held::Lost { token: 0 }, Some("n2"), false, n2()),
             (Held::Released, Some("n1"), false, Whom::Here),
             (Held::Released, Some("n2"), false, n2()),
             (TAKING, Some("n1"), false, Whom::Nobody),

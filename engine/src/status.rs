@@ -89,6 +89,6 @@ fn here(held: &Held) -> Option<String> {
         Held::StandingBy { behind } => Some(format!("standing by, {behind} commits behind")),
         Held::Released => Some("released".to_owned()),
         Held::Stopped(why) => Some(format!("stopped: {why}")),
-        Held::Nothing | Held::Owned { .. } | Held::Releasing | Held::Lost => None,
+        Held::Nothing | Held::Owned { .. } | Held::Releasing | Held::Lost { .. } => None,
     }
 }
