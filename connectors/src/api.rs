@@ -393,6 +393,85 @@ pub struct ShardStatus {
     pub elsewhere: bool,
 }
 
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClusterNode {
+    /// Its name.
+    pub node: String,
+    /// `up`, `draining`, `replica`, `silent` (not heard for a while) or `gone` (taken to be dead).
+    pub state: String,
+    /// Capacity weight; 1 is usual.
+    pub capacity: f64,
+    /// Where its HTTP listens.
+    pub http: String,
+    /// Version of its binary.
+    pub version: String,
+    /// Milliseconds since it was last heard, by the clock of the node that was asked.
+    pub heard_ms: u64,
+    /// Shards it owns.
+    pub shards: Vec<ShardId>,
+    /// Records of the usage logs of its shards that no commit includes yet.
+    pub lag: u64,
+    /// Events a second it was measured to be able to take in, where that is known.
+    pub events_per_second: Option<f64>,
+}
+
+/// A shard of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// Node that owns it.
+    pub owner: Option<String>,
+    /// As in [`ShardStatus::state`].
+    pub state: String,
+    /// Why it is stopped or away.
+    pub problem: Option<String>,
+    /// Last committed epoch.
+    pub epoch: u64,
+    /// Records of its usage log that no commit includes yet.
+    pub lag: u64,
+    /// Node it should go to, if that is another.
+    pub wanted: Option<String>,
+    /// Node an operator moved it to.
+    pub pinned: Option<String>,
+}
+
+/// The cluster as one node sees it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Name of the node that was asked.
+    pub node: String,
+    /// All nodes, by name.
+    pub nodes: Vec<ClusterNode>,
+    /// All shards, by number.
+    pub shards: Vec<ClusterShard>,
+    /// Nodes that the load which is expected asks for, where that is known.
+    pub recommended_nodes: Option<u32>,
+}
+
+/// A wish that a node gives all its shards away and takes none, or the end of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    /// The node.
+    pub node: String,
+    /// Whether it drains.
+    pub drain: bool,
+}
+
+/// A wish that a shard goes to a node and stays there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// The shard.
+    pub shard: ShardId,
+    /// The node; null lets placement decide again.
+    // A null must be said.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub node: Option<String>,
+}
+
 /// Why a request was not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
@@ -402,6 +481,9 @@ pub enum ApiError {
     /// No such thing.
     #[error("{0}")]
     NotFound(String),
+    /// It contradicts what is.
+    #[error("{0}")]
+    Conflict(String),
     /// `min_position` was not reached in time.
     #[error("position not reached in time; the current position is {current}")]
     Timeout {
@@ -515,6 +597,17 @@ pub trait Api: Send + Sync + 'static {
 
     /// State of every shard.
     fn status(&self) -> BoxFuture<'static, Vec<ShardStatus>>;
+
+    /// The nodes, and which shard is where.
+    fn cluster(&self) -> BoxFuture<'static, ApiResult<Cluster>>;
+
+    /// Asks a node to give all its shards away and take none, or ends that. Resolves once that is
+    /// recorded.
+    fn drain(&self, drain: Drain) -> BoxFuture<'static, ApiResult<()>>;
+
+    /// Moves a shard to a node and keeps it there, or lets placement decide again. Resolves once that
+    /// is recorded.
+    fn move_shard(&self, to: Move) -> BoxFuture<'static, ApiResult<()>>;
 
     /// The Prometheus text.
     fn metrics(&self) -> String;

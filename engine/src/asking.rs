@@ -217,7 +217,7 @@ impl Service {
                     shard,
                     wanted,
                     wait_ms: millis(reached_by.saturating_duration_since(Instant::now())),
-                    question: question.clone(),
+                    question: Box::new(question.clone()),
                 };
                 let mut view = link.view.clone();
                 let owner = link.owner(shard);
@@ -376,7 +376,7 @@ impl Service {
     }
 
     /// What a shard is here, as a sentence.
-    fn not_live(&self, shard: ShardId) -> String {
+    pub(crate) fn not_live(&self, shard: ShardId) -> String {
         let (state, problem) = self.shared.states[usize::from(shard.0)].lock().clone();
         let problem = problem.map(|problem| format!(": {problem}")).unwrap_or_default();
         format!("shard {shard} is in state {:?}{problem}", state.name())

@@ -10,7 +10,7 @@ use meterr_operators::ids::{Positions, ShardId};
 use crate::announce;
 use crate::asking::strange;
 use crate::questions::{Answered, ShardAnswer, ShardQuestion};
-use crate::records::{READ_BYTES, followed, own_parts};
+use crate::records::{READ_BYTES, followed, own_parts, parse_commit};
 use crate::service::Service;
 use crate::wire::Commit;
 
@@ -93,28 +93,12 @@ impl Service {
                 if commit.epoch > to {
                     return Some(found);
                 }
-                let mut merged: Option<OrgChanges> = None;
-                for part in own_parts(&parts, &commit, record.position).ok()? {
-                    for changes in followed(&part.message.payload, |name| name == org) {
-                        match &mut merged {
-                            None => merged = Some(changes),
-                            Some(merged) => {
-                                for (view, rows) in changes.views {
-                                    merged.views.entry(view).or_default().extend(rows);
-                                }
-                            }
-                        }
-                    }
-                }
+                let own = own_parts(&parts, &commit, record.position).ok()?;
+                let as_of = as_of(shard, &commit);
+                let changes = changes_in(own, |name| name == org).into_iter();
+                let epoch = commit.epoch;
+                found.extend(changes.map(|rows| Change { epoch, as_of: as_of.clone(), rows }));
                 parts.clear();
-                if let Some(rows) = merged {
-                    let mut as_of = Positions {
-                        control: Some(commit.control_position),
-                        ..Positions::default()
-                    };
-                    as_of.raise(shard, commit.usage_position);
-                    found.push(Change { epoch: commit.epoch, as_of, rows });
-                }
                 if commit.epoch == to {
                     return Some(found);
                 }
@@ -125,15 +109,55 @@ impl Service {
     /// Learns of the output log up to a commit that another node wrote.
     pub(crate) async fn readable(&self, shard: ShardId, commit: u64) -> ApiResult<()> {
         let out = &self.shared.logs[usize::from(shard.0)].out;
-        if out.head() >= commit {
-            return Ok(());
-        }
-        out.refresh().await.map_err(|error| {
+        if out.head() >= commit { Ok(()) } else { self.refresh_out(shard).await }
+    }
+
+    /// Learns of the end of a shard's output log, which another node writes.
+    pub(crate) async fn refresh_out(&self, shard: ShardId) -> ApiResult<()> {
+        let refreshed = self.shared.logs[usize::from(shard.0)].out.refresh().await;
+        refreshed.map_err(|error| {
             ApiError::Unavailable(format!(
                 "the output log of shard {shard} cannot be read: {error}"
             ))
         })
     }
+
+    /// Epoch of the newest commit there is.
+    pub(crate) async fn newest_epoch(&self, shard: ShardId) -> Result<u64, String> {
+        let newest = self.shared.logs[usize::from(shard.0)].out.last_commit().await;
+        match newest.map_err(|error| error.to_string())? {
+            None => Ok(0),
+            Some(record) => {
+                parse_commit(&record).map(|commit| commit.epoch).map_err(|e| e.to_string())
+            }
+        }
+    }
+}
+
+/// The changes of some orgs in the parts of a commit. An org may be spread over two parts, a view over
+/// both.
+pub(crate) fn changes_in(parts: &[Record], wanted: impl Fn(&str) -> bool) -> Vec<OrgChanges> {
+    let mut merged: Vec<OrgChanges> = Vec::new();
+    for part in parts {
+        for org in followed(&part.message.payload, &wanted) {
+            match merged.last_mut().filter(|last| last.org == org.org) {
+                Some(last) => {
+                    for (view, rows) in org.views {
+                        last.views.entry(view).or_default().extend(rows);
+                    }
+                }
+                None => merged.push(org),
+            }
+        }
+    }
+    merged
+}
+
+/// What a commit counts up to.
+pub(crate) fn as_of(shard: ShardId, commit: &Commit) -> Positions {
+    let mut as_of = Positions { control: Some(commit.control_position), ..Positions::default() };
+    as_of.raise(shard, commit.usage_position);
+    as_of
 }
 
 /// What one commit changed of an org.

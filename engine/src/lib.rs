@@ -45,6 +45,8 @@ pub mod settings;
 pub mod shutdown;
 pub mod snapshot;
 pub mod status;
+pub mod steering;
+pub mod tails;
 pub mod telemetry;
 pub mod verify;
 pub mod views;

@@ -39,6 +39,7 @@ use crate::nats::Nats;
 use crate::records::control_changes;
 use crate::settings::Settings;
 use crate::snapshot;
+use crate::tails::Tails;
 
 /// Version of the decoders of usage messages.
 pub const DECODER: u32 = 1;
@@ -498,6 +499,8 @@ pub struct NodeShared {
     pub draining: watch::Sender<bool>,
     /// The other nodes, once they are joined; never set where one node has all.
     pub cluster: OnceLock<ClusterLink>,
+    /// Followers of shards that are on other nodes.
+    pub tails: Tails,
 }
 
 impl NodeShared {

@@ -203,7 +203,7 @@ pub enum NodeQuestion {
         /// Longest wait for that, in milliseconds.
         wait_ms: u64,
         /// The question.
-        question: ShardQuestion,
+        question: Box<ShardQuestion>,
     },
     /// State of the shards that are on the node.
     Status,
@@ -441,7 +441,12 @@ mod tests {
             ShardQuestion::Rows { org },
         ] {
             let wanted = Wanted { usage: 7, control: 1 };
-            let asked = NodeQuestion::Shard { shard: ShardId(3), wanted, wait_ms: 5, question };
+            let asked = NodeQuestion::Shard {
+                shard: ShardId(3),
+                wanted,
+                wait_ms: 5,
+                question: Box::new(question),
+            };
             assert_eq!(decode(&encode(&asked).unwrap()), Ok(asked));
         }
     }

@@ -24,6 +24,7 @@ use crate::records::control_changes;
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::shutdown::{self, Trigger};
+use crate::tails::Tails;
 use crate::worker::Command;
 
 /// Longest time a drain may take before the node ends without it; the log has everything.
@@ -111,6 +112,7 @@ async fn run(
         control_lock: tokio::sync::Mutex::new(()),
         draining: watch::Sender::new(false),
         cluster: OnceLock::new(),
+        tails: Tails::default(),
     });
     let shards = specs.len();
     let (node, wishes, mut released) = NodeActor::start_all(

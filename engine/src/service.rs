@@ -11,9 +11,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use meterr_connectors::api::{
-    Api, ApiError, ApiResult, AsOf, DeadLetter, DeadLetterQuery, OrgEffect, PriceEffect,
-    ShardBatch, ShardOutcome, ShardStatus, SpendAnswer, SpendQuery, StreamEvent, StreamId,
-    TopQuery, TopRow, UnpricedRow, ViewDeclaration,
+    Api, ApiError, ApiResult, AsOf, Cluster, DeadLetter, DeadLetterQuery, Drain, Move, OrgEffect,
+    PriceEffect, ShardBatch, ShardOutcome, ShardStatus, SpendAnswer, SpendQuery, StreamEvent,
+    StreamId, TopQuery, TopRow, UnpricedRow, ViewDeclaration,
 };
 use meterr_connectors::log::{LogError, Message};
 use meterr_operators::control::{ControlChange, PricesChange, TimeZoneChange, ViewRemoved};
@@ -350,6 +350,21 @@ impl Api for Service {
     fn status(&self) -> BoxFuture<'static, Vec<ShardStatus>> {
         let service = self.clone();
         boxed(async move { service.cluster_status().await })
+    }
+
+    fn cluster(&self) -> BoxFuture<'static, ApiResult<Cluster>> {
+        let service = self.clone();
+        boxed(async move { Ok(service.show_cluster().await) })
+    }
+
+    fn drain(&self, drain: Drain) -> BoxFuture<'static, ApiResult<()>> {
+        let service = self.clone();
+        boxed(async move { service.drain_node(drain).await })
+    }
+
+    fn move_shard(&self, to: Move) -> BoxFuture<'static, ApiResult<()>> {
+        let service = self.clone();
+        boxed(async move { service.move_to(to).await })
     }
 
     fn metrics(&self) -> String {

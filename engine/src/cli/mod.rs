@@ -20,6 +20,7 @@ use crate::telemetry;
 
 pub mod args;
 mod client;
+mod cluster;
 mod configuration;
 mod console;
 mod control;
@@ -242,6 +243,7 @@ fn dispatch(
         Command::TimeZone(command) => control::time_zone(command, console),
         Command::Views(command) => control::views(command, console),
         Command::Status(args) => control::status(args, console),
+        Command::Cluster(command) => cluster::cluster(command, console),
         Command::Config(command) => configuration::configuration(command, environment, console),
         Command::Completions(args) => manual::completions(args, console),
         Command::Man(args) => manual::man(args, console),

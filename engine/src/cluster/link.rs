@@ -1,15 +1,30 @@
 //! What a node needs of the others to answer for shards that are elsewhere, and to show and steer the
 //! cluster.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use meterr_connectors::cluster::Peers;
+use meterr_connectors::log::Log;
 use meterr_operators::ids::ShardId;
 use tokio::sync::watch;
 
 use super::{ClusterView, Held, Shards};
+
+/// What is measured of the nodes, and foreseen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outlook {
+    /// Events a second that nodes were measured to be able to take in, by name.
+    pub events_per_second: BTreeMap<String, f64>,
+    /// Nodes that the load which is expected asks for.
+    pub recommended_nodes: Option<u32>,
+}
+
+/// Opens a shard's output log.
+pub type OpenOut =
+    Arc<dyn Fn(ShardId) -> BoxFuture<'static, Result<Arc<dyn Log>, String>> + Send + Sync>;
 
 /// A node's link to the others.
 pub struct ClusterLink {
@@ -26,6 +41,11 @@ pub struct ClusterLink {
     /// How long ago the state of a shard that this node does not own was known to be current; `None`
     /// when it never was.
     pub staleness: Arc<dyn Fn(ShardId) -> Option<Duration> + Send + Sync>,
+    /// Opens a shard's output log once more, to follow it: a log has one sequential reader at a time,
+    /// and [`NodeShared::logs`](crate::node::NodeShared::logs) may have theirs.
+    pub open_out: OpenOut,
+    /// What is known of the nodes' rates and the load to come.
+    pub outlook: Arc<dyn Fn() -> Outlook + Send + Sync>,
     /// Takes operators' wishes.
     pub control: Arc<dyn ClusterControl>,
     /// Longest time a question waits for a node that can answer it. Shorter than the surfaces wait, so

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use meterr_connectors::api::{
-    Api, ApiError, GroupBy, SpendAnswer, SpendQuery, TopBy, TopQuery, Window,
+    Api, ApiError, Drain, GroupBy, Move, SpendAnswer, SpendQuery, TopBy, TopQuery, Window,
 };
 use meterr_engine::asking::STALENESS_MS_MAX;
 use meterr_engine::cluster::Held;
@@ -208,4 +208,39 @@ async fn a_newer_format_is_refused_with_a_sentence() {
         let answer = String::from_utf8(answer.to_vec()).unwrap();
         assert!(answer.contains("unreadable"), "{answer}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_is_shown_and_steered_from_any_node() {
+    let (deployment, n1, n2) = two().await;
+    let (shard, last) = deployment.publish(&orgs()[1], 1).await;
+    events(&n1.service, &orgs()[1], at(shard, last)).await;
+    deployment.view.send_modify(|view| view.shards[1].wanted = Some("n1".to_owned()));
+    for node in [&n1, &n2] {
+        let cluster = node.service.cluster().await.unwrap();
+        assert_eq!((cluster.node.as_str(), cluster.recommended_nodes), (&*node.name, Some(2)));
+        let owners: Vec<_> = cluster.shards.iter().filter_map(|s| s.owner.as_deref()).collect();
+        assert_eq!(owners, ["n1", "n2", "n1", "n2"]);
+        assert!(cluster.shards.iter().all(|shard| shard.state == "live" && shard.lag == 0));
+        assert_eq!(cluster.shards[1].wanted.as_deref(), Some("n1"));
+        let rates: Vec<_> = cluster.nodes.iter().map(|node| node.events_per_second).collect();
+        assert_eq!(rates, [Some(1_000.0), None]);
+    }
+    let drain = |node: &str| Drain { node: node.to_owned(), drain: true };
+    n2.service.drain(drain("n1")).await.unwrap();
+    let to = |node: &str| Move { shard, node: Some(node.to_owned()) };
+    n2.service.move_shard(to("n1")).await.unwrap();
+    assert_eq!(*n2.wishes.0.lock(), ["drain n1 true", "pin 1 Some(\"n1\")"]);
+    let unknown = n2.service.drain(drain("n9")).await.unwrap_err();
+    assert!(matches!(unknown, ApiError::NotFound(_)), "{unknown}");
+    deployment.view.send_modify(|view| view.nodes[0].state = "draining".to_owned());
+    let refused = n2.service.move_shard(to("n1")).await.unwrap_err();
+    assert!(matches!(refused, ApiError::Conflict(_)), "{refused}");
+
+    // An owner that does not tell shows as away, the rest as it is.
+    deployment.wires.cut("n2");
+    let cluster = n1.service.cluster().await.unwrap();
+    let states: Vec<_> = cluster.shards.iter().map(|shard| shard.state.as_str()).collect();
+    assert_eq!(states, ["live", "away", "live", "away"]);
+    assert!(cluster.shards[1].problem.as_ref().unwrap().contains("does not listen"));
 }

@@ -5,3 +5,4 @@
 
 mod forwarding;
 mod nodes;
+mod streams;

@@ -2,6 +2,7 @@
 //! and questions between them that a test can hold up or cut off.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use meterr_connectors::checkpoint_memory::MemoryCheckpointStore;
 use meterr_connectors::cluster::{Answerer, PeerError, Peers};
 use meterr_connectors::log::{Log, Message};
 use meterr_connectors::memory::MemoryLog;
-use meterr_engine::cluster::link::{ClusterControl, ClusterLink, ControlError};
+use meterr_engine::cluster::link::{ClusterControl, ClusterLink, ControlError, Outlook};
 use meterr_engine::cluster::{ClusterView, Held, NodeView, ShardView, Shards};
 use meterr_engine::control_state::ControlState;
 use meterr_engine::epoch::Limits;
@@ -23,6 +24,7 @@ use meterr_engine::node::NodeShared;
 use meterr_engine::records::READ_BYTES;
 use meterr_engine::service::Service;
 use meterr_engine::snapshot;
+use meterr_engine::tails::Tails;
 use meterr_engine::worker::{Command, Event, WorkerHandle};
 use meterr_operators::event::HashKey;
 use meterr_operators::ids::{ShardId, shard_of};
@@ -38,6 +40,7 @@ pub struct Deployment {
     pub memory: Vec<[MemoryLog; 2]>,
     pub view: watch::Sender<ClusterView>,
     pub wires: Arc<Wires>,
+    tokens: AtomicU64,
 }
 
 /// Questions on their way.
@@ -155,6 +158,7 @@ impl Deployment {
             memory,
             view: watch::Sender::new(view),
             wires: Arc::default(),
+            tokens: AtomicU64::new(1),
         }
     }
 
@@ -224,6 +228,7 @@ impl Node {
             control_lock: tokio::sync::Mutex::new(()),
             draining: watch::Sender::new(false),
             cluster: OnceLock::new(),
+            tails: Tails::default(),
         });
         let (tell_opened, opened) = watch::channel(vec![false; usize::from(SHARDS)]);
         let states = shared.clone();
@@ -258,6 +263,17 @@ impl Node {
             peers: deployment.wires.clone(),
             shards: held.clone(),
             staleness: Arc::new(move |_| claimed.lock().map(Duration::from_millis)),
+            open_out: {
+                let logs = deployment.logs.clone();
+                Arc::new(move |shard| {
+                    let out = logs[usize::from(shard.0)].out.clone();
+                    futures::future::ready(Ok(out)).boxed()
+                })
+            },
+            outlook: Arc::new(|| Outlook {
+                events_per_second: [("n1".to_owned(), 1_000.0)].into(),
+                recommended_nodes: Some(2),
+            }),
             control: wishes.clone(),
             patience: Duration::from_secs(3),
         };
@@ -317,7 +333,8 @@ impl Node {
     pub async fn own(&self, deployment: &Deployment, shard: ShardId) {
         let logs = &deployment.logs[usize::from(shard.0)];
         self.open(self.spec(shard, logs)).await;
-        self.hold(shard, Held::Owned { token: 1, live: true });
+        let token = deployment.tokens.fetch_add(1, Ordering::Relaxed);
+        self.hold(shard, Held::Owned { token, live: true });
         deployment.owned_by(shard, Some(&self.name));
         let (usage, shared) = (logs.usage.clone(), self.shared.clone());
         let mut from = shared.progress[usize::from(shard.0)].borrow().usage + 1;

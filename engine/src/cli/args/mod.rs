@@ -14,10 +14,12 @@ use meterr_operators::time::Time;
 use crate::copy::Location;
 use crate::quantity::parse_duration;
 
+mod cluster;
 mod nats;
 mod prices;
 mod values;
 
+pub use cluster::{ClusterCommand, ClusterDrainArgs, ClusterMoveArgs, ClusterStatusArgs, WaitArgs};
 pub use nats::NatsArgs;
 pub use prices::{
     PricesCommand, PricesImportArgs, PricesListArgs, PricesPreviewArgs, PricesSetArgs,
@@ -101,6 +103,9 @@ pub enum Command {
     Views(ViewsCommand),
     /// Show the state of every shard of a server
     Status(StatusArgs),
+    /// Show the nodes of a cluster, drain one, move a shard
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Recompute every view from the log and compare (stop the server first)
     Verify(VerifyArgs),
     /// Look after the checkpoints of a stopped server
@@ -549,7 +554,9 @@ pub struct ViewsRemoveArgs {
 
 /// `status`
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Exit code 1 when a shard is stopped.")]
+#[command(after_help = "\
+Of several nodes any can be asked; `meterr cluster status` shows the nodes too. Exit code 1 when a \
+shard is stopped.")]
 pub struct StatusArgs {
     /// Where the server is.
     #[command(flatten)]
@@ -820,6 +827,11 @@ mod tests {
             "views declare v --by user,tag:team --window hour",
             "views remove v",
             "status --json",
+            "cluster status --json",
+            "cluster drain n2 --wait --wait-max 5m",
+            "cluster drain n2 --undo --json",
+            "cluster move 3 n2 --wait",
+            "cluster move 3 --auto",
             "verify --config c --data-dir d --shard 1 --shard 2 --json",
             "checkpoint list --json",
             "checkpoint verify --shard 1",
@@ -861,6 +873,10 @@ mod tests {
             ("prices set p m --withdraw --input 1", "cannot be used with"),
             ("log copy --from d --to embedded:e", "must be embedded:DIR or nats:URL"),
             ("log copy --from embedded:d --to nats:a --replicas 6", "6 is not in 1..=5"),
+            ("cluster move 3", "required arguments were not provided"),
+            ("cluster move 3 n2 --auto", "cannot be used with"),
+            ("cluster move x n2", "invalid digit"),
+            ("cluster drain n2 --wait-max 5m", "required arguments were not provided"),
             ("demo --speed -1", "unexpected argument"),
             ("serve --nat x", "unexpected argument '--nat'"),
         ] {
