@@ -227,11 +227,24 @@ fn the_autoscaler_goes_by_a_metric_that_is_there() {
     for resource in ["namespace", "pod"] {
         assert_eq!(rule["resources"]["overrides"][resource]["resource"], resource);
     }
+    let external = &autoscaler["metrics"][1]["external"];
+    let rule_external = &list(&rules, "external")[0];
+    let name = metrics::RECOMMENDED_NODES;
+    assert_eq!(
+        (&external["metric"]["name"], &rule_external["name"]["as"]),
+        (&name.into(), &name.into())
+    );
+    assert_eq!(rule_external["name"]["matches"], format!("^{name}$"));
+    assert_eq!(rule_external["seriesQuery"], format!("{name}{{namespace!=\"\"}}"));
+    // So the autoscaler takes the number as it is.
+    assert_eq!(external["target"]["averageValue"], "1");
+    assert!(rule_external["metricsQuery"].as_str().unwrap().starts_with("max("));
     // Shards are added up: each is a series of its own.
     let shown = metrics::Metrics::new(true);
     shown.shard(meterr_operators::ids::ShardId(3));
     assert!(shown.render().contains(&format!("{}{{shard=\"3\"}}", metrics::LAG_RECORDS)));
     assert!(rule["metricsQuery"].as_str().unwrap().starts_with("sum("));
+    assert!(shown.render().contains(&format!("\n{name} ")));
 }
 
 /// A number in the settings as they are without a file.

@@ -10,6 +10,9 @@
 //! answers questions from it. A planned move goes to a node that stands by, so the shard's output pauses
 //! for the hand-over only. A replica stands by for every shard and owns none.
 
+pub mod forecast;
+pub mod load;
+
 use meterr_operators::ids::ShardId;
 use serde::{Deserialize, Serialize};
 
