@@ -26,7 +26,8 @@ pub enum Window {
 }
 
 /// What the rows of a spend answer are keyed by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum GroupBy {
     /// One row a window.
     None,
@@ -43,7 +44,7 @@ pub enum GroupBy {
 }
 
 /// `GET /v1/orgs/{org}/spend` and `…/users/{user}/spend`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpendQuery {
     /// The org.
     pub org: String,
@@ -126,6 +127,25 @@ pub struct AsOf {
     pub as_of: Positions,
     /// Committed epoch per shard asked.
     pub epochs: Vec<(ShardId, u64)>,
+    /// Milliseconds since the state answered from was known to be current, the largest of the shards
+    /// asked. Absent when owners answered: theirs is current by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staleness_ms: Option<u64>,
+}
+
+impl AsOf {
+    /// Joins what another shard's answer counts up to.
+    pub fn join(&mut self, other: AsOf) {
+        for (shard, position) in other.as_of.shards {
+            self.as_of.raise(shard, position);
+        }
+        self.as_of.control = match (self.as_of.control, other.as_of.control) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.epochs.extend(other.epochs);
+        self.staleness_ms = self.staleness_ms.max(other.staleness_ms);
+    }
 }
 
 /// Rows, ascending by window start, then key.
@@ -152,7 +172,7 @@ pub enum TopBy {
 }
 
 /// `GET /v1/top`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopQuery {
     /// Rows.
     pub by: TopBy,
@@ -348,7 +368,8 @@ pub struct StreamId {
 pub struct ShardStatus {
     /// The shard.
     pub shard: ShardId,
-    /// `claim`, `seal`, `restore`, `replay`, `live`, `drain`, `released`, `stopped`.
+    /// `claim`, `seal`, `restore`, `replay`, `live`, `drain`, `released`, `stopped`; of several nodes
+    /// also `unowned` (no node has it) and `away` (its owner does not answer).
     pub state: String,
     /// Why it is stopped.
     pub problem: Option<String>,
@@ -360,6 +381,16 @@ pub struct ShardStatus {
     pub usage_head: u64,
     /// Last control position committed.
     pub control_position: u64,
+    /// Node that owns it, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// What another node's shard is on the node that was asked, if anything: `opening`, or
+    /// `standing by` and how many commits behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub here: Option<String>,
+    /// Whether it is another node's, or nobody's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub elsewhere: bool,
 }
 
 /// Why a request was not answered.

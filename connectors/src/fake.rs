@@ -163,6 +163,7 @@ impl Fake {
         AsOf {
             as_of: format!("{home}:{reached}").parse().unwrap(),
             epochs: vec![(ShardId(home), reached)],
+            staleness_ms: None,
         }
     }
 }
@@ -376,6 +377,9 @@ impl Api for Fake {
             usage_position: reached,
             usage_head: reached,
             control_position: reached,
+            owner: None,
+            here: None,
+            elsewhere: false,
         };
         future::ready((0..self.shards).map(status).collect()).boxed()
     }

@@ -1,7 +1,8 @@
 //! Runs a node until it is asked to stop: data, actors, control reader, HTTP.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use meterr_connectors::codec::{decode_line, split_request};
@@ -9,11 +10,12 @@ use meterr_connectors::http::{self, Decoders, HttpSettings};
 use meterr_connectors::log::LogError;
 use meterr_connectors::nats::service::ServiceSettings;
 use meterr_connectors::requests::Limits;
+use meterr_operators::ids::ShardId;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use crate::actors::{DrainNode, EndWorkers, NodeActor};
-use crate::lifecycle::State;
+use crate::actors::{DrainNode, EndWorkers, NodeActor, Wish};
+use crate::lifecycle::{State, Wanted};
 use crate::live::{ShardSpec, StopReason};
 use crate::metrics::Metrics;
 use crate::node::{Data, NodeError, NodeShared};
@@ -93,6 +95,11 @@ async fn run(
         workers: RwLock::new(Vec::new()),
         progress,
         states: specs.iter().map(|_| Mutex::new((State::Claim, None))).collect(),
+        tokens: specs.iter().map(|_| AtomicU64::new(0)).collect(),
+        behind: specs.iter().map(|_| AtomicU64::new(0)).collect(),
+        current: specs.iter().map(|_| Mutex::new(None)).collect(),
+        shards_changed: tokio::sync::Notify::new(),
+        leased: false,
         control_seen: watch::Sender::new(control.position),
         control: RwLock::new(control),
         metrics: metrics.clone(),
@@ -100,9 +107,10 @@ async fn run(
         runtime: runtime.clone(),
         control_lock: tokio::sync::Mutex::new(()),
         draining: watch::Sender::new(false),
+        cluster: OnceLock::new(),
     });
     let shards = specs.len();
-    let (node, mut released) = NodeActor::start_all(
+    let (node, wishes, mut released) = NodeActor::start_all(
         shared.clone(),
         specs,
         data.checkpoints.clone(),
@@ -110,6 +118,11 @@ async fn run(
         settings.node.workers,
     )
     .map_err(io("cannot start a worker thread"))?;
+    for shard in 0..shards {
+        // The node is alone with its logs: everything is its own, under whatever token comes next.
+        let wish = Wish(ShardId(shard as u16), Wanted::Own(0));
+        wishes.send(wish).await.map_err(|_| NodeError::Refused("the node ended".to_owned()))?;
+    }
     let reader = runtime.spawn(read_control(shared.clone()));
     runtime.spawn(metrics.keep_up(stopping.clone()));
     let signals = runtime.spawn(shutdown::on_signals(trigger.clone()));

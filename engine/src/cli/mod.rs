@@ -176,13 +176,22 @@ fn dispatch(
     console: &mut Console,
     commands: &dyn Commands,
 ) -> anyhow::Result<Exit> {
-    let load = |config: &ConfigArgs, flags| settings(config, environment, flags);
+    let load = |config: &ConfigArgs, flags: Vec<Flag>| settings(config, environment, flags);
     let http = |address: Option<std::net::SocketAddr>| {
-        address.map(|a| ("--http", "http.address", Value::String(a.to_string())))
+        let flag =
+            |a: std::net::SocketAddr| ("--http", "http.address", Value::String(a.to_string()));
+        address.map(flag).into_iter().collect::<Vec<Flag>>()
     };
     match command {
         Command::Serve(args) => {
-            let loaded = load(&args.config, http(args.http))?;
+            let mut flags = http(args.http);
+            if let Some(node) = &args.node {
+                flags.push(("--node", "cluster.node", Value::String(node.clone())));
+            }
+            if args.replica {
+                flags.push(("--replica", "cluster.replica", Value::Boolean(true)));
+            }
+            let loaded = load(&args.config, flags)?;
             log(&loaded, "info")?;
             commands.serve(loaded.settings, args)
         }
@@ -192,7 +201,7 @@ fn dispatch(
             commands.demo(loaded.settings, args, console)
         }
         Command::Verify(args) => {
-            let loaded = load(&args.config, None)?;
+            let loaded = load(&args.config, Vec::new())?;
             log(&loaded, "warn")?;
             commands.verify(loaded.settings, args, console)
         }
@@ -201,7 +210,7 @@ fn dispatch(
                 CheckpointCommand::List(args) | CheckpointCommand::Verify(args) => &args.config,
                 CheckpointCommand::Export(args) | CheckpointCommand::Import(args) => &args.config,
             };
-            let loaded = load(config, None)?;
+            let loaded = load(config, Vec::new())?;
             log(&loaded, "warn")?;
             commands.checkpoint(loaded.settings, command, console)
         }
@@ -215,7 +224,10 @@ fn dispatch(
                 Location::Embedded(_) => None,
             });
             let config = ConfigArgs { config: args.config.clone(), ..ConfigArgs::default() };
-            let loaded = load(&config, url.map(|url| ("--from or --to", "nats.url", url)))?;
+            let loaded = load(
+                &config,
+                url.map(|url| ("--from or --to", "nats.url", url)).into_iter().collect(),
+            )?;
             log(&loaded, "warn")?;
             commands.log_copy(loaded.settings, args, console)
         }
@@ -236,13 +248,15 @@ fn dispatch(
     }
 }
 
+/// A flag that sets something of the configuration: the flag, the key, the value.
+type Flag = (&'static str, &'static str, Value);
+
 /// Reads the configuration that a command's arguments name.
 fn settings(
     args: &ConfigArgs,
     environment: &[(String, String)],
-    flag: Option<(&'static str, &'static str, Value)>,
+    mut flags: Vec<Flag>,
 ) -> anyhow::Result<Loaded> {
-    let mut flags: Vec<_> = flag.into_iter().collect();
     if let Some(dir) = &args.data_dir {
         let Some(dir) = dir.to_str() else {
             return Err(UsageError(format!("--data-dir {dir:?} is not UTF-8")).into());

@@ -182,8 +182,10 @@ Examples:
   meterr serve
   meterr serve --config config/examples/server.toml
   METERR__TELEMETRY__FORMAT=json meterr serve --data-dir /var/lib/meterr
+  meterr serve --nats nats://10.0.0.1:4222,nats://10.0.0.2:4222 --node a --data-dir /var/lib/meterr
+  meterr serve --nats nats://10.0.0.1:4222 --replica
 
-The first SIGTERM or Ctrl-C drains and stops in order; a second one exits at once with code 130. \
+Nodes on the same NATS servers share the shards; see `meterr cluster --help`. The first SIGTERM or Ctrl-C drains and stops in order; a second one exits at once with code 130. \
 Nothing acknowledged is lost either way.")]
 pub struct ServeArgs {
     /// Which configuration to use.
@@ -192,6 +194,12 @@ pub struct ServeArgs {
     /// Address of the HTTP API (http.address); port 0 takes a free one, printed on stdout
     #[arg(long, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
+    /// Name of this node in a cluster (cluster.node)
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Follow every shard and answer questions, and own none (cluster.replica)
+    #[arg(long)]
+    pub replica: bool,
     /// Go on where a shard stopped because its log's time jumped ahead (log.time_jump_max)
     #[arg(long)]
     pub accept_time_jump: bool,
