@@ -54,11 +54,12 @@ fn list<'a>(value: &'a Value, member: &str) -> &'a [Value] {
     value[member].as_array().unwrap_or_else(|| panic!("no list {member} in {value}"))
 }
 
-/// Settings of the container; those from a secret have its key as their value.
+/// Settings of the container; those from elsewhere have the place as their value.
 fn environment() -> BTreeMap<String, String> {
     let of = |variable: &Value| {
-        let secret = &variable["valueFrom"]["secretKeyRef"]["key"];
-        let value = variable["value"].as_str().or(secret.as_str()).unwrap();
+        let from = &variable["valueFrom"];
+        let from = from["secretKeyRef"]["key"].as_str().or(from["fieldRef"]["fieldPath"].as_str());
+        let value = variable["value"].as_str().or(from).unwrap();
         (variable["name"].as_str().unwrap().to_owned(), value.to_owned())
     };
     list(&container(), "env").iter().map(of).collect()
@@ -160,6 +161,9 @@ fn the_container_s_settings_are_taken_and_its_files_are_there() {
     let environment = environment();
     let mut given = environment.clone();
     given.insert("METERR__NATS__URL".to_owned(), "tls://node:p@nats-1:4222".to_owned());
+    // A node has the name of its pod.
+    let name = given.insert("METERR__CLUSTER__NODE".to_owned(), "meterr-0".to_owned());
+    assert_eq!(name.as_deref(), Some("metadata.name"));
     taken(&given);
     // HTTP is open only where a policy stands before it.
     assert_eq!(environment["METERR__HTTP__ALLOW_NON_LOOPBACK"], "true");
@@ -192,7 +196,8 @@ fn the_container_s_settings_are_taken_and_its_files_are_there() {
 
 #[test]
 fn a_drain_has_time_before_a_kill() {
-    let drain = serve::DRAIN_MAX.as_secs();
+    let handing_over = setting("cluster.drain_max").trim_matches(['"', 's']).parse::<u64>();
+    let drain = serve::DRAIN_MAX.as_secs() + handing_over.unwrap();
     let wait = container()["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
     let grace = pod()["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap();
     assert!(grace > wait + drain, "{grace} s for {wait} s and {drain} s");
@@ -215,7 +220,7 @@ fn the_autoscaler_goes_by_a_metric_that_is_there() {
     assert_eq!(metric, metrics::LAG_RECORDS);
     let number = |member: &str| autoscaler[member].as_u64().unwrap();
     assert!(number("minReplicas") <= set["spec"]["replicas"].as_u64().unwrap());
-    let shards = run_setting("node.shards");
+    let shards: u64 = setting("node.shards").parse().unwrap();
     assert_eq!(number("maxReplicas"), shards, "as many nodes as shards are of use");
 
     let rules = documents("kubernetes/prometheus-adapter.yaml")[0]["rules"].clone();
@@ -247,14 +252,14 @@ fn the_autoscaler_goes_by_a_metric_that_is_there() {
     assert!(shown.render().contains(&format!("\n{name} ")));
 }
 
-/// A number in the settings as they are without a file.
-fn run_setting(key: &str) -> u64 {
+/// A setting as it is without a file.
+fn setting(key: &str) -> String {
     let settings = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/meterr.toml");
     let (section, key) = key.split_once('.').unwrap();
     let text = std::fs::read_to_string(settings).unwrap();
     let (_, section) = text.split_once(&format!("\n[{section}]\n")).unwrap();
     let line = section.lines().find_map(|line| line.strip_prefix(&format!("{key} = "))).unwrap();
-    line.parse().unwrap()
+    line.to_owned()
 }
 
 /// Values of a key in the unit; those behind a `#` do not count.
@@ -287,7 +292,10 @@ fn the_unit_starts_the_binary_with_settings_it_takes() {
     for setting in lines.filter_map(|line| line.strip_prefix("Environment=")) {
         for setting in setting.split(' ') {
             let (key, value) = setting.split_once('=').unwrap();
-            environment.insert(key.to_owned(), value.replace("%S", "/var/lib").replace("%d", "/d"));
+            environment.insert(
+                key.to_owned(),
+                value.replace("%S", "/var/lib").replace("%d", "/d").replace("%l", "m"),
+            );
         }
     }
     assert_eq!(environment[data], "/var/lib/meterr");

@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::actors::{DrainNode, EndWorkers, NodeActor, Wish};
+use crate::cluster::joining::join;
 use crate::lifecycle::{State, Wanted};
 use crate::live::{ShardSpec, StopReason};
 use crate::metrics::Metrics;
@@ -99,7 +100,7 @@ async fn run(
         behind: specs.iter().map(|_| AtomicU64::new(0)).collect(),
         current: specs.iter().map(|_| Mutex::new(None)).collect(),
         shards_changed: tokio::sync::Notify::new(),
-        leased: false,
+        leased: data.nats().is_some(),
         control_seen: watch::Sender::new(control.position),
         control: RwLock::new(control),
         metrics: metrics.clone(),
@@ -118,11 +119,6 @@ async fn run(
         settings.node.workers,
     )
     .map_err(io("cannot start a worker thread"))?;
-    for shard in 0..shards {
-        // The node is alone with its logs: everything is its own, under whatever token comes next.
-        let wish = Wish(ShardId(shard as u16), Wanted::Own(0));
-        wishes.send(wish).await.map_err(|_| NodeError::Refused("the node ended".to_owned()))?;
-    }
     let reader = runtime.spawn(read_control(shared.clone()));
     runtime.spawn(metrics.keep_up(stopping.clone()));
     let signals = runtime.spawn(shutdown::on_signals(trigger.clone()));
@@ -132,6 +128,20 @@ async fn run(
         http::serve(http_settings(settings), Arc::new(service.clone()), decoders)
             .map_err(io(&format!("cannot listen on {}", settings.http.address)))?;
     let serving = actix::spawn(serving);
+    let joined = match data.nats() {
+        Some(nats) => {
+            let http = format!("http://{address}");
+            Some(join(settings, nats, &shared, &service, wishes, http).await?)
+        }
+        None => {
+            for shard in 0..shards {
+                // The node is alone with its logs: everything is its own, under whatever token comes
+                // next. An actor that is gone says so by its end.
+                let _ = wishes.send(Wish(ShardId(shard as u16), Wanted::Own(0))).await;
+            }
+            None
+        }
+    };
     let questions = match data.nats() {
         Some(nats) => {
             let settings = service_settings(settings, decoders);
@@ -140,8 +150,21 @@ async fn run(
         None => None,
     };
     ready(Running { address, service, stop: trigger, shared: shared.clone() });
-    stopping.wait().await;
-
+    let refused = match joined {
+        None => {
+            stopping.wait().await;
+            None
+        }
+        Some(joined) => {
+            let refused = tokio::select! {
+                () = stopping.wait() => None,
+                why = joined.ended() => Some(why),
+            };
+            // While others take the shards over, everything is answered as before.
+            joined.leave().await;
+            refused
+        }
+    };
     shared.draining.send_replace(true);
     if let Some(questions) = questions {
         questions.stop().await;
@@ -164,6 +187,9 @@ async fn run(
     signals.abort();
     let _ = node.send(EndWorkers).await;
     data.close()?;
+    if let Some(why) = refused {
+        return Err(NodeError::Refused(why));
+    }
     tracing::info!("drained");
     Ok(())
 }

@@ -5,9 +5,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+/// Longest time anything may take before the test fails instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a connection goes through.
 pub trait Stream: Read + Write + Send {}
@@ -104,21 +107,38 @@ impl Wire {
 
     /// The next message's payload; nothing may be refused before it.
     pub fn message(&mut self) -> String {
-        loop {
+        self.message_within(PATIENCE).expect("a message")
+    }
+
+    /// The next message's payload, if one comes in time.
+    fn message_within(&mut self, patience: Duration) -> Option<String> {
+        let began = Instant::now();
+        while began.elapsed() < patience {
             let (messages, errors) = self.heard();
             assert!(errors.is_empty(), "{errors:?}");
             if let Some((_, payload)) = messages.into_iter().next() {
-                return payload;
+                return Some(payload);
             }
+            std::thread::sleep(Duration::from_millis(1));
         }
+        None
     }
 
-    /// Asks, and waits for the answer.
+    /// Asks until there is an answer: a server learns of what others listen to, and of leaders, a moment
+    /// after they have told theirs, and what is asked before that is answered by nobody. More than one
+    /// answer may come then, the later ones after this returned.
     pub fn ask(&mut self, subject: &str, inbox: &str, body: &str) -> String {
         let length = body.len();
-        self.send(&format!("SUB {inbox} 1\r\nUNSUB 1 1\r\n"));
-        self.send(&format!("PUB {subject} {inbox} {length}\r\n{body}\r\n"));
-        self.message()
+        self.send(&format!("SUB {inbox} 1\r\n"));
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            self.send(&format!("PUB {subject} {inbox} {length}\r\n{body}\r\n"));
+            if let Some(answer) = self.message_within(Duration::from_secs(1)) {
+                self.send("UNSUB 1\r\n");
+                return answer;
+            }
+        }
+        panic!("{subject}: no answer within {PATIENCE:?}");
     }
 
     /// Whether a command is not refused.

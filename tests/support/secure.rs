@@ -194,7 +194,12 @@ impl Secure {
 
     /// A connection as a user whom the server takes.
     pub fn open(&self, user: &str) -> Wire {
-        self.try_open(0, user).unwrap()
+        self.open_at(0, user)
+    }
+
+    /// The same to one of the three.
+    pub fn open_at(&self, n: usize, user: &str) -> Wire {
+        self.try_open(n, user).unwrap()
     }
 
     fn try_open(&self, n: usize, user: &str) -> std::io::Result<Wire> {

@@ -130,7 +130,9 @@ impl Joined {
     /// Hands all shards over and leaves, for as long as the settings allow.
     pub async fn leave(self) {
         if tokio::time::timeout(self.patience, self.cluster.leave()).await.is_err() {
-            tracing::warn!("could not leave the cluster in order; others take over when the lease ends");
+            tracing::warn!(
+                "could not leave the cluster in order; others take over when the lease ends"
+            );
         }
         self.ringing.abort();
     }

@@ -12,6 +12,7 @@
 
 pub mod driver;
 pub mod forecast;
+pub mod joining;
 pub mod link;
 pub mod load;
 pub mod member;
