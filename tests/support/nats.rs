@@ -122,13 +122,15 @@ impl NatsOptions {
 }
 
 /// A port nobody else of us gets, as long as this lives.
-struct Port {
-    number: u16,
+pub struct Port {
+    /// The port.
+    pub number: u16,
     _lock: File,
 }
 
 impl Port {
-    fn reserve() -> Port {
+    /// Reserves one.
+    pub fn reserve() -> Port {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let seed = since.as_nanos() as u64 ^ u64::from(std::process::id()) << 32;
@@ -442,7 +444,7 @@ impl Cluster {
 }
 
 /// The binary, found once.
-fn binary() -> &'static Path {
+pub fn binary() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| {
         if let Some(named) = std::env::var_os("METERR_NATS_SERVER") {
