@@ -292,6 +292,11 @@ impl Lifecycle {
                 Vec::new()
             }
             (State::Release | State::HandOver, Wanted::Release) => Vec::new(),
+            // Nothing is sealed. It goes on opening, perhaps later, and then stands by.
+            (State::Restore | State::Replay, Wanted::Release) => {
+                self.goal = None;
+                vec![ReleaseIt]
+            }
             (_, Wanted::Release) => {
                 self.goal = None;
                 self.state = State::Release;

@@ -28,7 +28,7 @@ use crate::tails::Tails;
 use crate::worker::Command;
 
 /// Longest time a drain may take before the node ends without it; the log has everything.
-const DRAIN_MAX: Duration = Duration::from_secs(60);
+pub const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// A node at work, as its starter sees it.
 #[derive(Clone)]

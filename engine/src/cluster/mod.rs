@@ -11,8 +11,10 @@
 //! for the hand-over only. A replica stands by for every shard and owns none.
 
 pub mod driver;
+pub mod forecast;
 pub mod joining;
 pub mod link;
+pub mod load;
 pub mod member;
 pub mod placement;
 pub mod records;

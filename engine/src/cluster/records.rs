@@ -5,9 +5,10 @@
 //! | `node.<name>` | a node's [session](Session): written by the node at every beat, and once by whoever buries it |
 //! | `lease.<shard>` | who [owns](Lease) a shard: written when that changes and never else |
 //! | `pin.<shard>` | the node an operator [moved](Pin) a shard to |
-//! | `drain.<name>` | that an operator [drains](Drain) a node |
+//! | `drain.<name>` | whether an operator [drains](Drain) a node |
 //!
-//! A value in a newer format is not read: whoever finds one leaves it and what it concerns alone.
+//! What an operator takes back is written as such and not removed, so that the newest revision of the
+//! registry never falls. A value in a newer format is not read: whoever finds one leaves it and what it concerns alone.
 
 use std::collections::BTreeMap;
 
@@ -87,15 +88,18 @@ pub struct Lease {
 pub struct Pin {
     /// Version of the format.
     pub format: u32,
-    /// The node.
-    pub node: String,
+    /// The node; none when placement decides again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
-/// That an operator drains a node. It counts while it is there.
+/// Whether an operator drains a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
     /// Version of the format.
     pub format: u32,
+    /// Whether its shards go to others.
+    pub drained: bool,
 }
 
 /// Why a value is not read.
@@ -227,8 +231,12 @@ mod tests {
         );
         assert_eq!(parse::<Lease>("lease.0", &write(&lease)).unwrap(), lease);
         assert_eq!(parse::<Lease>("lease.0", br#"{"format":1}"#).unwrap().node, None);
-        assert_eq!(parse::<Pin>("pin.0", br#"{"format":1,"node":"b"}"#).unwrap().node, "b");
-        parse::<Drain>("drain.a", br#"{"format":1}"#).unwrap();
+        assert_eq!(
+            parse::<Pin>("pin.0", br#"{"format":1,"node":"b"}"#).unwrap().node.unwrap(),
+            "b"
+        );
+        assert_eq!(write(&Pin { format: 1, node: None }), r#"{"format":1}"#);
+        assert_eq!(write(&Drain { format: 1, drained: true }), r#"{"format":1,"drained":true}"#);
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub enum ClusterError {
 
 enum Request {
     Release(Bytes, oneshot::Sender<Bytes>),
-    Noted { key: String, revision: u64, value: Option<Bytes> },
+    Noted { key: String, revision: u64, value: Bytes },
     Report(BTreeMap<String, f64>),
     Leave,
 }
@@ -189,7 +189,7 @@ impl Cluster {
             let what = format!("there is no shard {shard}; they are 0 to {last}");
             return Err(ClusterError::Unknown(what));
         }
-        let value = node.map(|node| write(&Pin { format: FORMAT, node: node.to_owned() }));
+        let value = write(&Pin { format: FORMAT, node: node.map(str::to_owned) });
         self.request(Key::Pin(shard), value, node).await
     }
 
@@ -198,15 +198,15 @@ impl Cluster {
     /// # Errors
     /// When there is no such node, or the registry does not take it.
     pub async fn drain(&self, node: &str, on: bool) -> Result<(), ClusterError> {
-        let value = on.then(|| write(&Drain { format: FORMAT }));
+        let value = write(&Drain { format: FORMAT, drained: on });
         self.request(Key::Drain(node.to_owned()), value, on.then_some(node)).await
     }
 
-    /// Writes or removes an entry, whatever it was; `node` must be there.
+    /// Writes an entry, whatever it was; `node` must be there.
     async fn request(
         &self,
         key: Key,
-        value: Option<Bytes>,
+        value: Bytes,
         node: Option<&str>,
     ) -> Result<(), ClusterError> {
         let name = key.to_string();
@@ -219,19 +219,15 @@ impl Cluster {
             }
             let expected = match find(&name) {
                 Some(entry) => {
-                    let newer = parse::<Drain>(&name, &entry.value).err();
+                    let newer = parse::<Pin>(&name, &entry.value).err();
                     if let Some(error @ RecordError::Newer { .. }) = newer {
                         return Err(error.into());
                     }
                     entry.revision
                 }
-                None if value.is_none() => return Ok(()),
                 None => 0,
             };
-            let done = match &value {
-                Some(value) => self.registry.write(name.clone(), value.clone(), expected).await,
-                None => self.registry.remove(name.clone(), expected).await.map(|()| 0),
-            };
+            let done = self.registry.write(name.clone(), value.clone(), expected).await;
             match done {
                 Ok(revision) => {
                     let noted = Request::Noted { key: name, revision, value };
@@ -457,7 +453,7 @@ impl Driver {
                 drop(reply.send(self.member.asked(now, &question)));
             }
             Request::Noted { key, revision, value } => {
-                self.member.noted(&key, revision, value.as_ref());
+                self.member.noted(&key, revision, &value);
             }
             Request::Report(figures) => self.member.report(figures),
             Request::Leave => self.member.leave(now),

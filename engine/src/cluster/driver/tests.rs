@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use super::{Cluster, End, Surroundings, start};
+use super::{Cluster, ClusterError, End, Surroundings, start};
 use crate::cluster::member::{ReleaseAnswer, Settings};
 use crate::cluster::records::parse;
 use crate::cluster::{ClusterView, Held, Shards};
@@ -267,7 +267,7 @@ async fn three_nodes_share_pin_drain_and_leave() {
     assert_eq!(b.cluster.leave().await, Some(End::Left));
     assert!(b.shards.held().iter().all(|held| *held == Held::Nothing));
     a.sees("who left is gone, its shards are not", |view| balanced(view, 2)).await;
-    assert!(b.cluster.pin(ShardId(1), None).await.is_ok(), "nothing to do is no error");
+    assert_eq!(b.cluster.pin(ShardId(1), None).await, Err(ClusterError::Ended));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

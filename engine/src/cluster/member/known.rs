@@ -83,17 +83,6 @@ impl Known {
         self.put(key, revision, value);
     }
 
-    /// Takes an own removal in.
-    pub(super) fn removed(&mut self, key: &str) {
-        match Key::parse(key) {
-            Some(Key::Node(node)) => drop(self.nodes.remove(&node)),
-            Some(Key::Lease(shard)) => drop(self.leases.remove(&shard)),
-            Some(Key::Pin(shard)) => drop(self.pins.remove(&shard)),
-            Some(Key::Drain(node)) => drop(self.drains.remove(&node)),
-            None => {}
-        }
-    }
-
     /// Revision of a key, 0 when there is none.
     pub(super) fn revision(&self, key: &Key) -> u64 {
         match key {
@@ -170,7 +159,7 @@ mod tests {
         // Older, and without the write: nothing is forgotten, nothing goes back.
         let old = [entry("pin.1", 4, r#"{"format":1,"node":"b"}"#)];
         assert_eq!(known.merge(at(1), &old, SECOND), Merged::Behind);
-        assert_eq!(known.pins[&ShardId(1)].ok().unwrap().node, "a");
+        assert_eq!(known.pins[&ShardId(1)].ok().unwrap().node.as_deref(), Some("a"));
         assert_eq!(known.revision(&Key::Pin(ShardId(2))), 7);
         // Newer: what it lacks is gone.
         assert_eq!(known.merge(at(2), &[entry("pin.1", 8, pin)], SECOND), Merged::Current);
@@ -178,7 +167,7 @@ mod tests {
         // Behind for too long: another registry.
         assert_eq!(known.merge(at(3), &old, SECOND), Merged::Behind);
         assert_eq!(known.merge(at(5), &old, SECOND), Merged::Replaced);
-        assert_eq!(known.pins[&ShardId(1)].ok().unwrap().node, "b");
+        assert_eq!(known.pins[&ShardId(1)].ok().unwrap().node.as_deref(), Some("b"));
     }
 
     #[test]

@@ -278,12 +278,9 @@ impl Member {
         self.figures.retain(|_, figure| figure.is_finite());
     }
 
-    /// Takes in that an operator's request was written (`None`: removed) through this node.
-    pub fn noted(&mut self, key: &str, revision: u64, value: Option<&Bytes>) {
-        match value {
-            Some(value) => self.known.wrote(key, revision, value),
-            None => self.known.removed(key),
-        }
+    /// Takes in that an operator's request was written through this node.
+    pub fn noted(&mut self, key: &str, revision: u64, value: &Bytes) {
+        self.known.wrote(key, revision, value);
         self.own.nudge = true;
     }
 
@@ -320,7 +317,9 @@ impl Member {
 
     /// Whether an operator drains a node.
     pub(super) fn drained(&self, node: &str) -> bool {
-        self.known.drains.contains_key(node)
+        // One that cannot be read counts: no shard goes where it should perhaps not.
+        let drain = self.known.drains.get(node);
+        drain.is_some_and(|seen| seen.ok().is_none_or(|drain| drain.drained))
     }
 
     /// A shard as the registry has it.
@@ -365,10 +364,7 @@ impl Member {
 
     /// Whether shards may be placed on a node.
     fn eligible(&self, node: &str, session: &Session) -> bool {
-        !session.over()
-            && !session.draining
-            && !session.replica
-            && !self.known.drains.contains_key(node)
+        !session.over() && !session.draining && !session.replica && !self.drained(node)
     }
 
     /// Places shards anew when nodes or pins changed.
@@ -386,7 +382,7 @@ impl Member {
             .known
             .pins
             .iter()
-            .filter_map(|(shard, seen)| Some((*shard, seen.ok()?.node.clone())))
+            .filter_map(|(shard, seen)| Some((*shard, seen.ok()?.node.clone()?)))
             .collect();
         let moved = nodes != self.placement.nodes();
         if moved {

@@ -194,8 +194,17 @@ impl Member {
             local.renew = Some(revision);
             return self.renew(now, shard, actions);
         }
+        let told = self.shards[usize::from(shard.0)].told;
+        let finished = match held {
+            Held::Released | Held::Nothing | Held::Stopped(_) => true,
+            // It was opened anew and is not to be owned: nothing of it is under way.
+            Held::Opening | Held::StandingBy { .. } => {
+                matches!(told, Some((Told::Release, _)))
+            }
+            _ => false,
+        };
         match held {
-            Held::Released | Held::Nothing | Held::Stopped(_) => {
+            _ if finished => {
                 let raise = self.known.leases.get(&shard).and_then(|seen| seen.ok());
                 let lease = Lease {
                     format: FORMAT,

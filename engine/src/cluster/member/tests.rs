@@ -403,12 +403,12 @@ fn pins_and_drains_are_obeyed_at_once() {
     world.seconds(1.5);
     assert!(matches!(world.nodes[to].held[5], Held::Owned { .. }));
     // The pinned node is drained: even what is pinned there goes.
-    world.registry.set(&format!("drain.{name}"), r#"{"format":1}"#);
+    world.registry.set(&format!("drain.{name}"), r#"{"format":1,"drained":true}"#);
     world.seconds(6.0);
     let loads = world.loads();
     assert_eq!((loads[to], loads.iter().sum::<usize>()), (0, 16), "{loads:?}");
     assert_eq!(world.nodes[0].member.view(world.now).nodes[to].state, "draining");
-    world.registry.entries.remove(&format!("drain.{name}"));
+    world.registry.set(&format!("drain.{name}"), r#"{"format":1,"drained":false}"#);
     world.seconds(2.0);
     assert!(matches!(world.nodes[to].held[5], Held::Owned { .. }), "the pin counts again");
 }
