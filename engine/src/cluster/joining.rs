@@ -86,8 +86,6 @@ pub async fn join(
         staleness: Arc::new(staleness),
         open_out: nats.out_opener(),
         outlook: Arc::new(Outlook::default),
-        open_out: nats.out_opener(),
-        outlook: Arc::new(Outlook::default),
         control: Arc::new(Control(cluster.clone())),
         patience: wait.saturating_sub(MARGIN).max(MARGIN / 2),
     };
