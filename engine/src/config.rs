@@ -38,6 +38,7 @@ pub struct RawConfig {
     pub nats: RawNats,
     pub epoch: RawEpoch,
     pub checkpoint: RawCheckpoint,
+    pub backup: RawBackup,
     pub seed: RawSeed,
     pub views: RawViews,
     pub telemetry: RawTelemetry,
@@ -112,6 +113,17 @@ pub struct RawCheckpoint {
     pub base_ratio: f64,
     pub keep: i64,
     pub cache_bytes: String,
+}
+
+/// `[backup]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every key is documented in config/meterr.toml, once")]
+pub struct RawBackup {
+    pub store: String,
+    pub key_file: String,
+    pub interval: String,
+    pub keep: String,
 }
 
 /// `[seed]`

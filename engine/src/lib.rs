@@ -11,10 +11,11 @@
 //!
 //! Reading order: [`node`] and [`serve`] (start and stop), [`worker`], [`live`], [`recovery`],
 //! [`service`]; then [`cli`] and what its commands need ([`config`] and [`settings`], [`demo`],
-//! [`mod@verify`], [`copy`], [`workload`]).
+//! [`mod@verify`], [`copy`], [`backup`], [`workload`]).
 
 pub mod actors;
 pub mod announce;
+pub mod backup;
 pub mod cli;
 pub mod cluster;
 pub mod commands;

@@ -87,7 +87,8 @@ impl Nats {
         if log.unfinished() {
             return Err(NodeError::Refused(format!(
                 "stream {} has {} of the {} records it is to be copied: the copy was not finished; run \
-                 the same `meterr log copy` again, which goes on where it stopped",
+                 the same `meterr log copy` or `meterr backup restore` again, which goes on where it \
+                 stopped",
                 wanted.stream,
                 log.head(),
                 log.copied_to()

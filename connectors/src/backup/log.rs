@@ -6,9 +6,9 @@ use futures::future::BoxFuture;
 use meterr_operators::time::Time;
 use parking_lot::Mutex;
 
+use super::BackupError;
 use super::manifest::{LogPart, SegmentPart};
 use super::store::Store;
-use super::{BackupError, Heard};
 use crate::log::{Appended, Log, LogError, LogIdentity, LogResult, Message, Record};
 
 /// A segment's number and its records.
@@ -134,19 +134,6 @@ impl BackupLog {
                     return Ok(());
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Reads all records in order. `heard` is told of each chunk.
-    ///
-    /// # Errors
-    /// When a segment cannot be read.
-    pub fn each(&self, mut each: impl FnMut(&Record), heard: Heard<'_>) -> Result<(), BackupError> {
-        for number in 0..self.shared.part.segments.len() {
-            let records = self.shared.segment(number)?;
-            records.iter().filter(|record| record.position <= self.head).for_each(&mut each);
-            heard(records.len() as u64);
         }
         Ok(())
     }
