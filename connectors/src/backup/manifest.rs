@@ -205,30 +205,23 @@ fn hex_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// A time for names: `20260102T030405Z`. Sorts as times do.
+/// A time for names: `20260102T030405.123456Z`. Sorts as times do.
 pub(super) fn compact(time: Time) -> String {
-    let text = time.to_string();
-    let digits: String = text.chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
-    format!("{digits}Z")
+    let whole = Time(time.0.div_euclid(1_000_000) * 1_000_000).to_string();
+    let digits: String = whole.chars().filter(|c| !matches!(c, '-' | ':' | 'Z')).collect();
+    format!("{digits}.{:06}Z", time.0.rem_euclid(1_000_000))
 }
 
-/// The time in a name that begins as `compact` writes it, to the second.
+/// The time in a name that begins as `compact` writes it.
 pub fn name_time(name: &str) -> Option<Time> {
-    let part = |range: std::ops::Range<usize>| name.get(range);
-    let (date, clock) = (part(0..8)?, part(9..15)?);
-    if part(8..9)? != "T" || part(15..16)? != "Z" {
+    let (date, clock) = name.split_once('Z')?.0.split_once('T')?;
+    let digits = date.len() == 8 && clock.len() == 13 && clock.is_ascii() && date.is_ascii();
+    if !digits {
         return None;
     }
-    let text = format!(
-        "{}-{}-{}T{}:{}:{}Z",
-        date.get(..4)?,
-        date.get(4..6)?,
-        date.get(6..)?,
-        clock.get(..2)?,
-        clock.get(2..4)?,
-        clock.get(4..)?
-    );
-    Time::parse(&text).ok()
+    let (year, month, day) = (&date[..4], &date[4..6], &date[6..]);
+    let (hour, minute, second) = (&clock[..2], &clock[2..4], &clock[4..]);
+    Time::parse(&format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z")).ok()
 }
 
 #[cfg(test)]
@@ -257,7 +250,7 @@ mod tests {
         };
         let manifest = Manifest {
             format: FORMAT,
-            begun_at: time(at),
+            begun_at: Time(time(at).0 + 6),
             source: "here".to_owned(),
             version: "0".to_owned(),
             shards: 1,
@@ -277,9 +270,15 @@ mod tests {
         let manifest = manifest();
         assert_eq!(Manifest::parse(&manifest.to_bytes()), Ok(manifest.clone()));
         assert_eq!((manifest.records(), manifest.bytes()), (7, 30));
-        assert!(manifest.name().starts_with("20260102T030405Z-"), "{}", manifest.name());
+        assert!(manifest.name().starts_with("20260102T030405.000006Z-"), "{}", manifest.name());
         assert_eq!(name_time(&manifest.name()), Some(manifest.begun_at));
-        for wrong in ["", "20260102T030405", "20261302T030405Z-a", "ü0260102T030405Z"] {
+        for wrong in [
+            "",
+            "20260102T030405.0",
+            "20261302T030405.000000Z-a",
+            "ü260102T030405.000000Z",
+            "20260102T0304050000000Z",
+        ] {
             assert_eq!(name_time(wrong), None, "{wrong}");
         }
     }

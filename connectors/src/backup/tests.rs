@@ -370,8 +370,8 @@ fn a_clean_up_gives_way_to_a_backup_and_a_backup_waits_for_a_clean_up() {
     assert!(store.verify(&made.manifest, &mut |_| ()).unwrap().problems.is_empty());
 
     // A backup begins while a clean-up is under way: it waits until the mark is gone.
-    let mark = "pruning/20270115T080000Z-0".to_owned();
-    assert!(name_time("20270115T080000Z-0").unwrap() == at(0));
+    let mark = "pruning/20270115T080000.000000Z-0".to_owned();
+    assert!(name_time("20270115T080000.000000Z-0").unwrap() == at(0));
     blobs.objects.lock().insert(mark.clone(), Bytes::new());
     let objects = Arc::downgrade(&blobs);
     let looks = std::sync::atomic::AtomicU32::new(0);
@@ -385,7 +385,7 @@ fn a_clean_up_gives_way_to_a_backup_and_a_backup_waits_for_a_clean_up() {
 
     // Marks that a crash left do not count for ever.
     for folder in ["making/", "pruning/"] {
-        let name = format!("{folder}20270115T080000Z-0");
+        let name = format!("{folder}20270115T080000.000000Z-0");
         blobs.objects.lock().insert(name, Bytes::new());
     }
     let later = Time(at(1).0 + DAY);

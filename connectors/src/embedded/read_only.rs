@@ -146,8 +146,9 @@ mod tests {
         block_on(log.append(vec![message(41)])).unwrap();
 
         // A group that is half written is not there yet.
-        let last = contents(&dir).into_iter().filter(|(path, _)| path.extension().is_some());
-        let (path, bytes) = last.last().unwrap();
+        let mut files = contents(&dir);
+        files.retain(|(path, _)| path.extension().is_some());
+        let (path, bytes) = files.pop().unwrap();
         log.close().unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
         let place = EmbeddedPlace::new(data.path(), options, Arc::new(ReadOnlyFs));

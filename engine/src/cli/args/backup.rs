@@ -100,7 +100,7 @@ after some segment was lost or damaged is sound only if the deployment still has
 
 Examples:
   meterr backup verify --store file:///mnt/backups
-  meterr backup verify 20260102T030405Z --store file:///mnt/backups --deep --json")]
+  meterr backup verify 20260102T0304 --store file:///mnt/backups --deep --json")]
 pub struct BackupVerifyArgs {
     /// Name of the backup or its beginning; the newest without it
     pub backup: Option<String>,
