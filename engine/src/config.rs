@@ -542,8 +542,8 @@ mod tests {
                 "epoch.age_max = 20 (from FILE) must be text such as \"20ms\"",
                 "node.sharts (from FILE) is not a setting; [node] has data_dir, shards, workers",
                 "node.workers = \"two\" (from FILE) must be a whole number",
-                "nodes (from FILE) is not a setting; the sections are checkpoint, epoch, http, log, \
-                 metrics, nats, node, seed, telemetry, views",
+                "nodes (from FILE) is not a setting; the sections are backup, checkpoint, epoch, http, \
+                 log, metrics, nats, node, seed, telemetry, views",
                 "views.declare = 1 (from FILE) must hold tables, as in [[views.declare]]",
                 "http.lines_max = \"many\" (from METERR__HTTP__LINES_MAX) must be a whole number",
                 "node.shards = 0 (from FILE) must be 1 to 256",

@@ -3,6 +3,7 @@
 //! Everything to do with the server runs on a runtime of its own, so that neither a query nor a worker
 //! thread that waits for a log can hold up the connection.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,26 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Nats {
     settings: settings::Nats,
     connections: Connections,
-    runtime: Runtime,
+    runtime: Background,
+}
+
+/// A runtime that nobody waits for when it is dropped, which may happen on another runtime.
+struct Background(Option<Runtime>);
+
+impl Deref for Background {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("it is taken only when dropped")
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Nats {
@@ -61,6 +81,7 @@ impl Nats {
                  in its configuration"
             )));
         }
+        let runtime = Background(Some(runtime));
         Ok(Nats { settings: settings.clone(), connections, runtime })
     }
 
@@ -172,7 +193,7 @@ impl Nats {
 
     /// Lets go of the server. What waits for it is given up.
     pub fn close(self) {
-        self.runtime.shutdown_background();
+        drop(self);
     }
 }
 

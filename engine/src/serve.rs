@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::actors::{DrainNode, EndWorkers, NodeActor};
+use crate::backup::job::Job;
 use crate::lifecycle::State;
 use crate::live::{ShardSpec, StopReason};
 use crate::metrics::Metrics;
@@ -110,6 +111,8 @@ async fn run(
         settings.node.workers,
     )
     .map_err(io("cannot start a worker thread"))?;
+    let backups = Job::start(settings, data.logs.clone(), None, &metrics)
+        .map_err(|error| NodeError::Refused(format!("backups cannot be made: {error:#}")))?;
     let reader = runtime.spawn(read_control(shared.clone()));
     runtime.spawn(metrics.keep_up(stopping.clone()));
     let signals = runtime.spawn(shutdown::on_signals(trigger.clone()));
@@ -146,6 +149,10 @@ async fn run(
             seconds = DRAIN_MAX.as_secs(),
             "draining took too long; ending without it, the log has everything"
         );
+    }
+    if let Some(backups) = backups {
+        // It reads logs, which are closed below.
+        drop(tokio::task::spawn_blocking(|| backups.stop()).await);
     }
     reader.abort();
     signals.abort();

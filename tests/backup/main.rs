@@ -9,6 +9,7 @@ mod moments;
 #[path = "../support/nats.rs"]
 mod nats;
 mod running;
+mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
 

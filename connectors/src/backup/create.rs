@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::executor::block_on;
 use meterr_operators::time::Time;
@@ -66,7 +67,7 @@ pub struct Made {
 }
 
 /// Makes a backup of logs, which must be given in the order they are to be restored. `heard` is told
-/// of records that are in it, read or known.
+/// of records that are in it, read or known. It is broken off when `stop` is set.
 ///
 /// # Errors
 /// Why it was not made. What was written of it is used by the next one.
@@ -74,10 +75,11 @@ pub fn create(
     store: &Store,
     logs: &[Wanted],
     about: &About,
+    stop: &AtomicBool,
     heard: Heard<'_>,
 ) -> Result<Made, BackupError> {
     let mark = Mark::making(store, about.now)?;
-    let made = attempts(store, logs, about, heard);
+    let made = attempts(store, logs, about, stop, heard);
     // Left behind it only delays a clean-up.
     let unmarked = mark.remove(store);
     let made = made?;
@@ -89,11 +91,12 @@ fn attempts(
     store: &Store,
     logs: &[Wanted],
     about: &About,
+    stop: &AtomicBool,
     heard: Heard<'_>,
 ) -> Result<Made, BackupError> {
     let mut attempt = 1;
     loop {
-        let made = once(store, logs, about, heard)?;
+        let made = once(store, logs, about, stop, heard)?;
         // A backup that took longer than its mark counts may have lost segments to a clean-up.
         let Some(lost) = store.lacking(&made.manifest)?.pop_first() else { return Ok(made) };
         store.delete_manifest(&made.manifest.name())?;
@@ -109,11 +112,12 @@ fn once(
     store: &Store,
     logs: &[Wanted],
     about: &About,
+    stop: &AtomicBool,
     heard: Heard<'_>,
 ) -> Result<Made, BackupError> {
     let known = store.segments()?;
     let before = before(store, logs)?;
-    let mut making = Making { store, known, read: (0, 0), written: (0, 0) };
+    let mut making = Making { store, stop, known, read: (0, 0), written: (0, 0) };
     let mut parts = Vec::new();
     for wanted in logs {
         let identity = wanted.log.identity().clone();
@@ -164,6 +168,7 @@ fn before(store: &Store, logs: &[Wanted]) -> Result<Option<Manifest>, BackupErro
 
 struct Making<'a> {
     store: &'a Store,
+    stop: &'a AtomicBool,
     /// Segments in the store.
     known: BTreeMap<String, u64>,
     /// Records and their bytes.
@@ -200,6 +205,9 @@ impl Making<'_> {
         };
         let mut at = next;
         while at <= wanted.to {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(BackupError::Stopped);
+            }
             let records = read(&*wanted.log, at, wanted.to)?;
             at += records.len() as u64;
             for record in records {

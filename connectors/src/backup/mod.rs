@@ -120,6 +120,9 @@ pub enum BackupError {
         /// The first position that is missing.
         position: u64,
     },
+    /// It was asked to stop.
+    #[error("broken off; what was written is used by the next backup")]
+    Stopped,
     /// Somebody else is busy in the store.
     #[error("{store} is being cleaned up by another process since {since}; try again in a while")]
     Busy {

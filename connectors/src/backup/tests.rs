@@ -16,6 +16,8 @@ use crate::copy::{Compared, compare};
 use crate::log::{Log, Message};
 use crate::memory::MemoryLog;
 
+static NEVER: AtomicBool = AtomicBool::new(false);
+
 const SECOND: i64 = 1_000_000;
 const DAY: i64 = 24 * 3600 * SECOND;
 
@@ -51,7 +53,8 @@ impl Logs {
     }
 
     fn back_up(&self, store: &Store, day: i64) -> Made {
-        create(store, &self.wanted(), &about(Time(at(0).0 + day * DAY)), &mut |_| ()).unwrap()
+        create(store, &self.wanted(), &about(Time(at(0).0 + day * DAY)), &NEVER, &mut |_| ())
+            .unwrap()
     }
 
     /// Whether a backup holds these very records.
@@ -129,7 +132,7 @@ fn a_log_with_a_damaged_record_is_not_backed_up() {
     let (blobs, logs) = (MemoryBlobs::new(), Logs::new());
     (0..3).for_each(|n| logs.put(0, 10, n));
     logs.0[0].damage(2);
-    let error = create(&store(&blobs, None), &logs.wanted(), &about(at(0)), &mut |_| ());
+    let error = create(&store(&blobs, None), &logs.wanted(), &about(at(0)), &NEVER, &mut |_| ());
     let error = error.unwrap_err().to_string();
     assert!(error.contains("records 2 to 2 cannot be read"), "{error}");
     assert_eq!((blobs.names("backup/").len(), blobs.names("making/").len()), (0, 0));
@@ -279,7 +282,8 @@ fn a_clean_up_that_stops_anywhere_leaves_every_backup_whole() {
         let first = logs.back_up(&store, 0);
         let mut shorter = logs.wanted();
         shorter[0].to = 1;
-        let kept = create(&store, &shorter, &about(Time(at(0).0 + DAY)), &mut |_| ()).unwrap();
+        let kept =
+            create(&store, &shorter, &about(Time(at(0).0 + DAY)), &NEVER, &mut |_| ()).unwrap();
         *blobs.fails_after.lock() = Some(steps);
         let pruned = prune(&store, at(1), at(2));
         *blobs.fails_after.lock() = None;
@@ -308,7 +312,7 @@ fn a_backup_that_stops_anywhere_is_none_and_the_next_one_uses_what_it_wrote() {
         let blobs = MemoryBlobs::new();
         let store = store(&blobs, None);
         *blobs.fails_after.lock() = Some(steps);
-        let made = create(&store, &logs.wanted(), &about(at(0)), &mut |_| ());
+        let made = create(&store, &logs.wanted(), &about(at(0)), &NEVER, &mut |_| ());
         *blobs.fails_after.lock() = None;
         for listed in store.list().unwrap() {
             // Only the mark was not removed, or the last look failed.
@@ -324,6 +328,19 @@ fn a_backup_that_stops_anywhere_is_none_and_the_next_one_uses_what_it_wrote() {
         }
     }
     panic!("it never came to its end");
+}
+
+#[test]
+fn a_backup_that_is_asked_to_stop_leaves_no_mark() {
+    let (blobs, logs) = (MemoryBlobs::new(), Logs::new());
+    (0..9).for_each(|n| logs.put(0, LARGE, n));
+    let store = store(&blobs, None);
+    let stop = AtomicBool::new(false);
+    let heard = &mut |n: u64| stop.store(n > 0, Ordering::Relaxed);
+    let made = create(&store, &logs.wanted(), &about(at(0)), &stop, heard);
+    assert!(matches!(made, Err(BackupError::Stopped)));
+    assert!(blobs.names("").iter().all(|name| name.starts_with("segment/")));
+    assert!(logs.back_up(&store, 1).segments_written < 5);
 }
 
 /// Runs something once, when an object of a kind is first touched.
@@ -390,7 +407,7 @@ fn a_clean_up_gives_way_to_a_backup_and_a_backup_waits_for_a_clean_up() {
     }
     let later = Time(at(1).0 + DAY);
     assert_eq!(prune(&store, at(0), later).unwrap().stopped, None);
-    create(&store, &logs.wanted(), &about(later), &mut |_| ()).unwrap();
+    create(&store, &logs.wanted(), &about(later), &NEVER, &mut |_| ()).unwrap();
     assert_eq!(blobs.names("making/").len() + blobs.names("pruning/").len(), 0);
 }
 

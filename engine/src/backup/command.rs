@@ -1,6 +1,7 @@
 //! `meterr backup`: runs one command and says what came of it.
 
 use std::io::Write;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
@@ -53,8 +54,9 @@ fn create(
     let source = Source::open(&location(settings), settings)?;
     let wanted = &source.ends.wanted;
     let records = wanted.iter().map(|wanted| wanted.to).sum();
+    let never = AtomicBool::new(false);
     let bar = bar(console, args.store.json, "saving", records);
-    let made = backup::create(store, wanted, &source.ends.about, &mut |n| bar.inc(n));
+    let made = backup::create(store, wanted, &source.ends.about, &never, &mut |n| bar.inc(n));
     bar.finish_and_clear();
     let made = made?;
     let took = began.elapsed();

@@ -3,6 +3,7 @@
 //! * `source` finds out what a backup is to hold, on a deployment at work.
 //! * `cut` finds the logs of an earlier moment in a backup.
 //! * `restore` makes a deployment of a backup.
+//! * `job` makes backups on a schedule inside a server.
 //! * `deep` recomputes the views of a backup and compares them with what it says was published.
 //!
 //! How a backup is kept stands in [`meterr_connectors::backup`].
@@ -17,6 +18,9 @@
 pub(crate) mod command;
 pub mod cut;
 pub mod deep;
+pub mod job;
+mod lock;
+mod metrics;
 mod place;
 pub mod restore;
 pub mod source;

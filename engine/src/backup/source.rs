@@ -44,17 +44,7 @@ pub struct Ends {
 pub struct Source {
     /// What a backup is to hold.
     pub ends: Ends,
-    _nats: Option<NatsGuard>,
-}
-
-struct NatsGuard(Option<Nats>);
-
-impl Drop for NatsGuard {
-    fn drop(&mut self) {
-        if let Some(nats) = self.0.take() {
-            nats.close();
-        }
-    }
+    _nats: Option<Nats>,
 }
 
 impl Source {
@@ -80,13 +70,10 @@ impl Source {
             Location::Nats(_) => {
                 let wanted = settings.nats.clone().context("nats.url is empty")?;
                 let nats = Nats::connect(&wanted)?;
-                let guard = NatsGuard(Some(nats));
-                let connections = guard.0.as_ref().map(|nats| nats.connections().clone());
-                let connections = connections.context("not connected")?;
-                let place = || JetStreamPlace::new(connections.clone(), 1, None);
+                let place = || JetStreamPlace::new(nats.connections().clone(), 1, None);
                 let seed = seed_of(&place(), location)?;
                 let ends = ends(seed.shards, &|stream| found(&place, stream, location), location)?;
-                Ok(Source { ends, _nats: Some(guard) })
+                Ok(Source { ends, _nats: Some(nats) })
             }
         }
     }
