@@ -5,121 +5,36 @@
 
 #[path = "support/nats.rs"]
 mod nats;
+#[path = "support/protocol.rs"]
+mod protocol;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::time::Duration;
 
 use meterr_operators::ids::shard_of;
 use meterr_operators::rng::Rng;
 use nats::{NatsOptions, NatsServer};
+use protocol::{Wire, dial};
 use serde_json::{Value, json};
 
 const FILE: &str = "config/nats-server.conf";
 const ROLES: [&str; 4] = ["node", "acme-producer", "acme-subscriber", "gateway"];
 
-/// The protocol by hand: the server answers a PING after everything before it, so what was refused
-/// is known by then.
-struct Wire {
-    reader: BufReader<TcpStream>,
-    /// What the server said of itself.
-    info: Value,
+/// A connection the server takes.
+fn open(server: &NatsServer, user: Option<&str>) -> Wire {
+    greet(server, user).taken()
 }
 
-impl Wire {
-    /// A connection the server takes.
-    fn open(server: &NatsServer, user: Option<&str>) -> Wire {
-        let mut wire = Wire::greet(server, user);
-        // As every client does. What stood in the same packet as this would not be mapped yet.
-        let (messages, errors) = wire.heard();
-        assert!(messages.is_empty() && errors.is_empty(), "{errors:?}");
-        wire
-    }
+/// What the server says to those it sends away.
+fn refused(server: &NatsServer, user: Option<&str>) -> String {
+    greet(server, user).line()
+}
 
-    /// What the server says to those it sends away. Nothing is sent after the greeting: bytes that
-    /// reach a closed connection have it reset, and what the server said last is lost with it.
-    fn refused(server: &NatsServer, user: Option<&str>) -> String {
-        Wire::greet(server, user).line()
-    }
-
-    fn greet(server: &NatsServer, user: Option<&str>) -> Wire {
-        let stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let mut wire = Wire { reader: BufReader::new(stream), info: Value::Null };
-        let info = wire.line();
-        wire.info = serde_json::from_str(info.strip_prefix("INFO ").unwrap()).unwrap();
-        let mut connect = json!({ "verbose": false, "lang": "tests", "version": "0" });
-        if let Some(user) = user {
-            connect["user"] = user.into();
-            connect["pass"] = password(user).into();
-        }
-        wire.send(&format!("CONNECT {connect}\r\n"));
-        wire
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn send(&mut self, text: &str) {
-        self.reader.get_mut().write_all(text.as_bytes()).unwrap();
-    }
-
-    /// What came up to the answer to a PING: messages with their subjects and payloads, and errors.
-    fn heard(&mut self) -> (Vec<(String, String)>, Vec<String>) {
-        self.send("PING\r\n");
-        let (mut messages, mut errors) = (Vec::new(), Vec::new());
-        loop {
-            let line = self.line();
-            match line.split(' ').next().unwrap() {
-                "PONG" => return (messages, errors),
-                "PING" => self.send("PONG\r\n"),
-                "MSG" => {
-                    let mut words = line.split(' ');
-                    let subject = words.nth(1).unwrap().to_owned();
-                    let length: usize = words.next_back().unwrap().parse().unwrap();
-                    let mut payload = vec![0; length + 2];
-                    self.reader.read_exact(&mut payload).unwrap();
-                    payload.truncate(length);
-                    messages.push((subject, String::from_utf8(payload).unwrap()));
-                }
-                "-ERR" => errors.push(line),
-                "INFO" => {}
-                "" => panic!("the server went away: {errors:?}"),
-                _ => panic!("the server said {line:?}"),
-            }
-        }
-    }
-
-    /// The next message's payload; nothing may be refused before it.
-    fn message(&mut self) -> String {
-        loop {
-            let (messages, errors) = self.heard();
-            assert!(errors.is_empty(), "{errors:?}");
-            if let Some((_, payload)) = messages.into_iter().next() {
-                return payload;
-            }
-        }
-    }
-
-    /// Whether a command is not refused.
-    fn may(&mut self, command: &str) -> bool {
-        self.send(command);
-        let (_, errors) = self.heard();
-        assert!(errors.iter().all(|e| e.contains("Permissions Violation")), "{errors:?}");
-        errors.is_empty()
-    }
-
-    fn may_publish(&mut self, subject: &str) -> bool {
-        self.may(&format!("PUB {subject} 0\r\n\r\n"))
-    }
-
-    fn may_subscribe(&mut self, subject: &str) -> bool {
-        self.may(&format!("SUB {subject} 7\r\n"))
-    }
+fn greet(server: &NatsServer, user: Option<&str>) -> Wire {
+    let (stream, info) = dial(server.port()).unwrap();
+    let password = password(user.unwrap_or_default());
+    Wire::greet(Box::new(stream), info, user.map(|user| (user, password.as_str())))
 }
 
 fn password(user: &str) -> String {
@@ -163,7 +78,7 @@ fn random_org(rng: &mut Rng) -> String {
 
 /// Publishes for many orgs and sees into which shards the server puts them.
 fn agree(server: &NatsServer, user: Option<&str>, shards: u16, seed: u64) {
-    let mut wire = Wire::open(server, user);
+    let mut wire = open(server, user);
     wire.send("SUB usage.> 1\r\n");
     let mut rng = Rng::stream(seed, u64::from(shards));
     for _ in 0..40 {
@@ -187,7 +102,7 @@ fn the_server_puts_orgs_into_the_shards_meterr_puts_them() {
         agree(&NatsServer::start(NatsOptions::new().mapping(shards)), None, shards, 2);
     }
     // What carries its shard already stays as it is.
-    let mut wire = Wire::open(&server, None);
+    let mut wire = open(&server, None);
     wire.send("SUB usage.> 1\r\nPUB usage.3.acme 0\r\n\r\nPUB usage.3.@batch 0\r\n\r\n");
     let (messages, errors) = wire.heard();
     assert!(errors.is_empty(), "{errors:?}");
@@ -200,7 +115,7 @@ fn what_the_file_sets_is_in_force() {
     let server = NatsServer::start(as_it_is());
     let log = server.log();
     assert!(log.contains("100.00 GB") && log.contains("256.00 MB"), "{log}");
-    let wire = Wire::open(&server, None);
+    let wire = open(&server, None);
     assert_eq!(wire.info["max_payload"], 1 << 20);
     assert_eq!(wire.info["server_name"], "meterr-1");
     assert_eq!(wire.info["jetstream"], true);
@@ -255,7 +170,7 @@ fn roles_may_do_what_they_need_and_nothing_else() {
     agree(&server, Some("node"), 16, 4);
 
     // Nobody without a password.
-    assert_eq!(Wire::refused(&server, None), "-ERR 'Authorization Violation'");
+    assert_eq!(refused(&server, None), "-ERR 'Authorization Violation'");
 
     let all = [
         "usage.acme",
@@ -277,8 +192,8 @@ fn roles_may_do_what_they_need_and_nothing_else() {
         "$JS.API.STREAM.DELETE.OUT_15",
         "$JS.API.STREAM.MSG.GET.USAGE_15",
         "$JS.API.CONSUMER.CREATE.OUT_15",
-        "_INBOX_acme.1",
-        "_INBOX_gateway.1",
+        "_INBOX.acme.1",
+        "_INBOX.@gateway.1",
         "_INBOX.1",
     ];
     let may_publish: [(&str, &[&str]); 3] = [
@@ -287,26 +202,26 @@ fn roles_may_do_what_they_need_and_nothing_else() {
         ("gateway", &["usage.15.@batch"]),
     ];
     for (role, allowed) in may_publish {
-        let mut wire = Wire::open(&server, Some(role));
+        let mut wire = open(&server, Some(role));
         for subject in all {
             let expected = allowed.contains(&subject);
             assert_eq!(wire.may_publish(subject), expected, "{role} publishes {subject}");
         }
     }
     let may_subscribe: [(&str, &[&str]); 3] = [
-        ("acme-producer", &["_INBOX_acme.1"]),
-        ("acme-subscriber", &["spend.acme", "_INBOX_acme.1"]),
-        ("gateway", &["_INBOX_gateway.1"]),
+        ("acme-producer", &["_INBOX.acme.1"]),
+        ("acme-subscriber", &["spend.acme", "_INBOX.acme.1"]),
+        ("gateway", &["_INBOX.@gateway.1"]),
     ];
     let all = all.into_iter().chain([">", "spend.*", "spend.>", "usage.>", "meterr.>", "_INBOX.>"]);
     for (role, allowed) in may_subscribe {
-        let mut wire = Wire::open(&server, Some(role));
+        let mut wire = open(&server, Some(role));
         for subject in all.clone() {
             let expected = allowed.contains(&subject);
             assert_eq!(wire.may_subscribe(subject), expected, "{role} subscribes to {subject}");
         }
     }
-    let mut node = Wire::open(&server, Some("node"));
+    let mut node = open(&server, Some("node"));
     for subject in all.clone() {
         assert!(node.may_subscribe(subject), "node subscribes to {subject}");
     }
@@ -317,11 +232,11 @@ fn a_producer_s_role_gets_its_acknowledgement() {
     let server = NatsServer::start(with_roles());
     make_stream(&server);
     for (role, subject, inbox) in [
-        ("acme-producer", "usage.acme", "_INBOX_acme.1"),
-        ("acme-producer", "usage.15.acme", "_INBOX_acme.1"),
-        ("gateway", "usage.15.@batch", "_INBOX_gateway.1"),
+        ("acme-producer", "usage.acme", "_INBOX.acme.1"),
+        ("acme-producer", "usage.15.acme", "_INBOX.acme.1"),
+        ("gateway", "usage.15.@batch", "_INBOX.@gateway.1"),
     ] {
-        let mut wire = Wire::open(&server, Some(role));
+        let mut wire = open(&server, Some(role));
         wire.send(&format!("SUB {inbox} 1\r\nPUB {subject} {inbox} 2\r\n{{}}\r\n"));
         let acknowledged: Value = serde_json::from_str(&wire.message()).unwrap();
         assert_eq!(acknowledged["stream"], "USAGE_15", "{role} {subject}: {acknowledged}");

@@ -26,7 +26,8 @@ pub enum Window {
 }
 
 /// What the rows of a spend answer are keyed by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum GroupBy {
     /// One row a window.
     None,
@@ -43,7 +44,7 @@ pub enum GroupBy {
 }
 
 /// `GET /v1/orgs/{org}/spend` and `…/users/{user}/spend`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpendQuery {
     /// The org.
     pub org: String,
@@ -126,6 +127,25 @@ pub struct AsOf {
     pub as_of: Positions,
     /// Committed epoch per shard asked.
     pub epochs: Vec<(ShardId, u64)>,
+    /// Milliseconds since the state answered from was known to be current, the largest of the shards
+    /// asked. Absent when owners answered: theirs is current by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staleness_ms: Option<u64>,
+}
+
+impl AsOf {
+    /// Joins what another shard's answer counts up to.
+    pub fn join(&mut self, other: AsOf) {
+        for (shard, position) in other.as_of.shards {
+            self.as_of.raise(shard, position);
+        }
+        self.as_of.control = match (self.as_of.control, other.as_of.control) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.epochs.extend(other.epochs);
+        self.staleness_ms = self.staleness_ms.max(other.staleness_ms);
+    }
 }
 
 /// Rows, ascending by window start, then key.
@@ -152,7 +172,7 @@ pub enum TopBy {
 }
 
 /// `GET /v1/top`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopQuery {
     /// Rows.
     pub by: TopBy,
@@ -348,7 +368,8 @@ pub struct StreamId {
 pub struct ShardStatus {
     /// The shard.
     pub shard: ShardId,
-    /// `claim`, `seal`, `restore`, `replay`, `live`, `drain`, `released`, `stopped`.
+    /// `claim`, `seal`, `restore`, `replay`, `live`, `drain`, `released`, `stopped`; of several nodes
+    /// also `unowned` (no node has it) and `away` (its owner does not answer).
     pub state: String,
     /// Why it is stopped.
     pub problem: Option<String>,
@@ -360,6 +381,95 @@ pub struct ShardStatus {
     pub usage_head: u64,
     /// Last control position committed.
     pub control_position: u64,
+    /// Node that owns it, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// What another node's shard is on the node that was asked, if anything: `opening`, or
+    /// `standing by` and how many commits behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub here: Option<String>,
+    /// Whether it is another node's, or nobody's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub elsewhere: bool,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClusterNode {
+    /// Its name.
+    pub node: String,
+    /// `up`, `draining`, `replica`, `silent` (not heard for a while) or `gone` (taken to be dead).
+    pub state: String,
+    /// Capacity weight; 1 is usual.
+    pub capacity: f64,
+    /// Where its HTTP listens.
+    pub http: String,
+    /// Version of its binary.
+    pub version: String,
+    /// Milliseconds since it was last heard, by the clock of the node that was asked.
+    pub heard_ms: u64,
+    /// Shards it owns.
+    pub shards: Vec<ShardId>,
+    /// Records of the usage logs of its shards that no commit includes yet.
+    pub lag: u64,
+    /// Events a second it was measured to be able to take in, where that is known.
+    pub events_per_second: Option<f64>,
+}
+
+/// A shard of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// Node that owns it.
+    pub owner: Option<String>,
+    /// As in [`ShardStatus::state`].
+    pub state: String,
+    /// Why it is stopped or away.
+    pub problem: Option<String>,
+    /// Last committed epoch.
+    pub epoch: u64,
+    /// Records of its usage log that no commit includes yet.
+    pub lag: u64,
+    /// Node it should go to, if that is another.
+    pub wanted: Option<String>,
+    /// Node an operator moved it to.
+    pub pinned: Option<String>,
+}
+
+/// The cluster as one node sees it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Name of the node that was asked.
+    pub node: String,
+    /// All nodes, by name.
+    pub nodes: Vec<ClusterNode>,
+    /// All shards, by number.
+    pub shards: Vec<ClusterShard>,
+    /// Nodes that the load which is expected asks for, where that is known.
+    pub recommended_nodes: Option<u32>,
+}
+
+/// A wish that a node gives all its shards away and takes none, or the end of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    /// The node.
+    pub node: String,
+    /// Whether it drains.
+    pub drain: bool,
+}
+
+/// A wish that a shard goes to a node and stays there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// The shard.
+    pub shard: ShardId,
+    /// The node; null lets placement decide again.
+    // A null must be said.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub node: Option<String>,
 }
 
 /// Why a request was not answered.
@@ -371,6 +481,9 @@ pub enum ApiError {
     /// No such thing.
     #[error("{0}")]
     NotFound(String),
+    /// It contradicts what is.
+    #[error("{0}")]
+    Conflict(String),
     /// `min_position` was not reached in time.
     #[error("position not reached in time; the current position is {current}")]
     Timeout {
@@ -484,6 +597,17 @@ pub trait Api: Send + Sync + 'static {
 
     /// State of every shard.
     fn status(&self) -> BoxFuture<'static, Vec<ShardStatus>>;
+
+    /// The nodes, and which shard is where.
+    fn cluster(&self) -> BoxFuture<'static, ApiResult<Cluster>>;
+
+    /// Asks a node to give all its shards away and take none, or ends that. Resolves once that is
+    /// recorded.
+    fn drain(&self, drain: Drain) -> BoxFuture<'static, ApiResult<()>>;
+
+    /// Moves a shard to a node and keeps it there, or lets placement decide again. Resolves once that
+    /// is recorded.
+    fn move_shard(&self, to: Move) -> BoxFuture<'static, ApiResult<()>>;
 
     /// The Prometheus text.
     fn metrics(&self) -> String;

@@ -65,7 +65,7 @@ fn one() -> u32 {
 }
 
 /// Changed rows of one org.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrgChanges {
     /// The org.
     pub org: String,

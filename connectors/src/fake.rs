@@ -163,6 +163,7 @@ impl Fake {
         AsOf {
             as_of: format!("{home}:{reached}").parse().unwrap(),
             epochs: vec![(ShardId(home), reached)],
+            staleness_ms: None,
         }
     }
 }
@@ -376,8 +377,50 @@ impl Api for Fake {
             usage_position: reached,
             usage_head: reached,
             control_position: reached,
+            owner: None,
+            here: None,
+            elsewhere: false,
         };
         future::ready((0..self.shards).map(status).collect()).boxed()
+    }
+
+    fn cluster(&self) -> BoxFuture<'static, ApiResult<Cluster>> {
+        let node = ClusterNode {
+            node: "n1".to_owned(),
+            state: "up".to_owned(),
+            capacity: 1.5,
+            http: "10.0.0.1:8080".to_owned(),
+            version: "0.1.0".to_owned(),
+            heard_ms: 310,
+            shards: vec![ShardId(self.home)],
+            lag: 4,
+            events_per_second: Some(51_000.5),
+        };
+        let shard = ClusterShard {
+            shard: ShardId(self.home),
+            owner: Some("n1".to_owned()),
+            state: "live".to_owned(),
+            problem: None,
+            epoch: 7,
+            lag: 4,
+            wanted: Some("n2".to_owned()),
+            pinned: None,
+        };
+        let cluster = Cluster {
+            node: "n1".to_owned(),
+            nodes: vec![node],
+            shards: vec![shard],
+            recommended_nodes: Some(2),
+        };
+        self.answer("cluster".to_owned(), None, cluster)
+    }
+
+    fn drain(&self, drain: Drain) -> BoxFuture<'static, ApiResult<()>> {
+        self.answer(format!("{drain:?}"), None, ())
+    }
+
+    fn move_shard(&self, to: Move) -> BoxFuture<'static, ApiResult<()>> {
+        self.answer(format!("{to:?}"), None, ())
     }
 
     fn metrics(&self) -> String {

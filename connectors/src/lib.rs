@@ -12,6 +12,7 @@ pub mod checkpoint_record;
 #[cfg(test)]
 mod checkpoint_testing;
 pub mod cluster;
+pub mod cluster_memory;
 pub mod codec;
 pub mod copy;
 pub mod embedded;

@@ -1,8 +1,8 @@
 //! The control plane as actors: a node, its shards, the checkpoint writer.
 //!
 //! ```text
-//! worker threads ──events──► NodeActor ──► ShardActor (one a shard: its life, its log reader)
-//!                                └───────► CheckpointActor (own thread: blocking writes)
+//! worker threads ──events──► NodeActor ──► ShardActor (one a shard: its life, its log readers)
+//! leases ──────────wishes──────►  └──────► CheckpointActor (own thread: blocking writes)
 //! ```
 //!
 //! Data does not pass through mailboxes: readers hand records straight to the worker threads, bounded
@@ -12,24 +12,21 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use meterr_connectors::checkpoint::CheckpointStore;
-use meterr_connectors::log::{Log, LogError, Message as LogMessage};
 use meterr_operators::ids::ShardId;
-use meterr_operators::time::{HOUR, Time};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
-use crate::lifecycle::{Action, Happened, Lifecycle, State};
-use crate::live::{CheckpointJob, ShardSpec};
+use crate::lifecycle::{Action, Happened, Lifecycle, State, Wanted};
+use crate::live::{CheckpointJob, ShardSpec, StopReason};
 use crate::metrics::ShardMetrics;
 use crate::node::{NodeShared, now};
-use crate::records::READ_BYTES;
+use crate::readers::{read_commits, read_usage};
 use crate::worker::{Command, Event, WorkerHandle};
-
-/// Reads under way or waiting per shard.
-const READS_MAX: usize = 2;
 
 /// Ends a node: drains every shard.
 #[derive(Message)]
@@ -51,6 +48,18 @@ struct WriteCheckpoint {
 
 struct WorkerEvent(Event);
 
+/// What is wanted of a shard, on its way to its actor. May be repeated.
+pub struct Wish(pub ShardId, pub Wanted);
+
+/// Where wishes go.
+pub type Wishes = mpsc::Sender<Wish>;
+
+/// What comes to the node's actor from outside of the actors.
+struct Incoming {
+    events: mpsc::Receiver<Event>,
+    wishes: mpsc::Receiver<Wish>,
+}
+
 /// Watches over worker threads and shards.
 pub struct NodeActor {
     shared: Arc<NodeShared>,
@@ -58,7 +67,7 @@ pub struct NodeActor {
     checkpoints: Addr<CheckpointActor>,
     workers: Vec<Option<WorkerHandle>>,
     events: mpsc::Sender<Event>,
-    incoming: Option<mpsc::Receiver<Event>>,
+    incoming: Option<Incoming>,
     metrics: Vec<ShardMetrics>,
     released: watch::Sender<usize>,
     /// Shards that were live at least once.
@@ -66,7 +75,8 @@ pub struct NodeActor {
 }
 
 impl NodeActor {
-    /// Starts threads and actors. The watch tells how many shards are released.
+    /// Starts threads and actors. Nothing is opened before it is wished for. The watch tells how many
+    /// shards are released.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -76,7 +86,7 @@ impl NodeActor {
         store: Arc<dyn CheckpointStore>,
         keep: usize,
         workers: usize,
-    ) -> std::io::Result<(Addr<NodeActor>, watch::Receiver<usize>)> {
+    ) -> std::io::Result<(Addr<NodeActor>, Wishes, watch::Receiver<usize>)> {
         // As many events as all shards may cause at once; a slow node holds the workers up.
         let (events, incoming) = mpsc::channel(1024);
         let mut handles = Vec::new();
@@ -96,18 +106,20 @@ impl NodeActor {
             .map(|spec| ShardActor::new(spec, shared.clone(), events.clone()).start())
             .collect();
         let (released, seen) = watch::channel(0);
+        // A wish that finds no room is made again.
+        let (wishes, wished) = mpsc::channel(1024);
         let node = NodeActor {
             shared,
             shards,
             checkpoints,
             workers: handles,
             events,
-            incoming: Some(incoming),
+            incoming: Some(Incoming { events: incoming, wishes: wished }),
             metrics,
             released,
             opened: BTreeSet::new(),
         };
-        Ok((node.start(), seen))
+        Ok((node.start(), wishes, seen))
     }
 
     fn tell(&self, shard: ShardId, happened: Happened, ctx: &mut Context<Self>) {
@@ -121,31 +133,68 @@ impl Actor for NodeActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        let incoming = self.incoming.take().expect("an actor starts once");
-        let events = futures::stream::unfold(incoming, |mut incoming| async move {
-            incoming.recv().await.map(|event| (WorkerEvent(event), incoming))
-        });
-        ctx.add_stream(events);
-        for shard in 0..self.shards.len() {
-            self.tell(ShardId(shard as u16), Happened::Start, ctx);
-        }
+        let Incoming { events, wishes } = self.incoming.take().expect("an actor starts once");
+        ctx.add_stream(futures::stream::unfold(events, |mut events| async move {
+            events.recv().await.map(|event| (WorkerEvent(event), events))
+        }));
+        ctx.add_stream(futures::stream::unfold(wishes, |mut wishes| async move {
+            wishes.recv().await.map(|wish| (wish, wishes))
+        }));
     }
 }
 
+impl StreamHandler<Wish> for NodeActor {
+    fn handle(&mut self, Wish(shard, wanted): Wish, ctx: &mut Context<Self>) {
+        self.tell(shard, Happened::Want(wanted), ctx);
+    }
+
+    // The actor ends by its last message, not because one of its two streams ended.
+    fn finished(&mut self, _: &mut Context<Self>) {}
+}
+
 impl StreamHandler<WorkerEvent> for NodeActor {
-    fn handle(&mut self, event: WorkerEvent, ctx: &mut Context<Self>) {
-        match event.0 {
+    fn handle(&mut self, WorkerEvent(event): WorkerEvent, ctx: &mut Context<Self>) {
+        self.event(event, ctx);
+    }
+
+    fn finished(&mut self, _: &mut Context<Self>) {}
+}
+
+impl NodeActor {
+    fn event(&mut self, event: Event, ctx: &mut Context<Self>) {
+        match event {
             Event::Replaying(shard, from, at, to) => {
                 self.metrics[usize::from(shard.0)].replay(from, at, to);
                 self.tell(shard, Happened::Replaying, ctx);
             }
             Event::Opened(shard, progress) => {
+                tracing::debug!(%shard, epoch = progress.epoch, position = progress.usage, "shard stands by");
+                self.metrics[usize::from(shard.0)].stopped(false);
+                self.shared.followed(shard, 0);
+                self.tell(shard, Happened::Opened, ctx);
+            }
+            Event::Owned(shard, progress) => {
                 tracing::debug!(%shard, epoch = progress.epoch, position = progress.usage, "shard is live");
                 if self.opened.insert(shard) && self.opened.len() == self.shards.len() {
                     tracing::info!(shards = self.shards.len(), "every shard is live");
                 }
                 self.metrics[usize::from(shard.0)].stopped(false);
-                self.tell(shard, Happened::Opened, ctx);
+                self.shared.followed(shard, 0);
+                self.tell(shard, Happened::Owned, ctx);
+            }
+            Event::Overtaken(shard) => self.tell(shard, Happened::Overtaken, ctx),
+            Event::Released(shard) => {
+                tracing::debug!(%shard, "shard can be handed over");
+                self.shared.writing[usize::from(shard.0)].store(true, Ordering::Relaxed);
+                self.tell(shard, Happened::HandedOver, ctx);
+            }
+            Event::Followed(shard, behind, state) => {
+                let at = usize::from(shard.0);
+                self.metrics[at].state(state.rows, state.bytes);
+                let seen = self.shared.progress[at].borrow().usage;
+                self.metrics[at].lag(self.shared.logs[at].usage.head().saturating_sub(seen));
+                self.shared.followed(shard, behind as u64);
+                self.tell(shard, Happened::Committed, ctx);
             }
             Event::Committed(shard, committed, state) => {
                 let at = usize::from(shard.0);
@@ -165,10 +214,15 @@ impl StreamHandler<WorkerEvent> for NodeActor {
                 metrics.lag(self.shared.logs[at].usage.head().saturating_sub(seen));
                 self.tell(shard, Happened::Committed, ctx);
             }
-            Event::Checkpoint(shard, job) => {
+            Event::Checkpoint(shard, None) => self.shared.written(shard),
+            Event::Checkpoint(shard, Some(job)) => {
                 let written = self.checkpoints.send(WriteCheckpoint { job, shard });
                 // Not waited for: at most one a shard is under way, and shards need not stop for it.
                 ctx.spawn(written.into_actor(self).map(|_, _, _| ()));
+            }
+            Event::Stopped(shard, reason @ StopReason::TakenOver { .. }) if self.shared.leased => {
+                tracing::warn!(%shard, %reason, "shard lost");
+                self.tell(shard, Happened::TakenOver, ctx);
             }
             Event::Stopped(shard, reason) => {
                 self.metrics[usize::from(shard.0)].stopped(true);
@@ -261,42 +315,72 @@ struct ShardActor {
     shared: Arc<NodeShared>,
     events: mpsc::Sender<Event>,
     life: Lifecycle,
-    reader: Option<tokio::task::JoinHandle<()>>,
+    reader: Option<JoinHandle<()>>,
+    following: Option<JoinHandle<()>>,
+    /// Counts openings, so that a delayed one that is out of date is told from the present one.
+    openings: u64,
+}
+
+fn stop(reader: &mut Option<JoinHandle<()>>) {
+    if let Some(reader) = reader.take() {
+        reader.abort();
+    }
 }
 
 impl ShardActor {
     fn new(spec: ShardSpec, shared: Arc<NodeShared>, events: mpsc::Sender<Event>) -> ShardActor {
-        ShardActor { spec, shared, events, life: Lifecycle::default(), reader: None }
+        let life = Lifecycle::default();
+        ShardActor { spec, shared, events, life, reader: None, following: None, openings: 0 }
     }
 
-    fn stop_reader(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            reader.abort();
-        }
+    fn tell_worker(&self, command: Command, ctx: &mut Context<Self>) {
+        let (shared, shard) = (self.shared.clone(), self.spec.id);
+        let tell = async move { shared.tell(shard, command).await };
+        // One after the other: the order of commands is the order of decisions.
+        ctx.wait(tell.into_actor(self));
     }
 
     fn act(&mut self, action: Action, ctx: &mut Context<Self>) {
         let shard = self.spec.id;
         match action {
             Action::OpenAfter(wait) => {
-                let (shared, spec) = (self.shared.clone(), self.spec.clone());
-                let open = async move {
-                    tokio::time::sleep(wait).await;
-                    shared.tell(shard, Command::Open(Box::new(spec))).await;
-                };
-                ctx.spawn(open.into_actor(self));
+                self.openings += 1;
+                let opening = self.openings;
+                let later = tokio::time::sleep(wait).into_actor(self).map(
+                    move |(), actor: &mut ShardActor, ctx| {
+                        // Unless it was let go of meanwhile, or is opened again for another reason.
+                        if actor.openings == opening && *actor.life.state() == State::Restore {
+                            let spec = Box::new(actor.spec.clone());
+                            let open = Command::Open(spec, actor.life.goal());
+                            actor.tell_worker(open, ctx);
+                        }
+                    },
+                );
+                ctx.spawn(later);
             }
+            Action::OwnIt(token) => self.tell_worker(Command::Own(shard, token), ctx),
+            Action::ReleaseIt => self.tell_worker(Command::Release(shard), ctx),
+            Action::DropIt => self.tell_worker(Command::Drop(shard), ctx),
+            Action::DrainIt => self.tell_worker(Command::Drain(shard), ctx),
             Action::StartReader => {
-                self.stop_reader();
-                let from = self.spec.progress.borrow().usage + 1;
-                let reading = read(self.shared.clone(), shard, from, self.events.clone());
-                self.reader = Some(self.shared.runtime.spawn(reading));
+                if self.reader.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let from = self.spec.progress.borrow().usage + 1;
+                    let reading = read_usage(self.shared.clone(), shard, from, self.events.clone());
+                    self.reader = Some(self.shared.runtime.spawn(reading));
+                }
             }
-            Action::StopReader => self.stop_reader(),
-            Action::DrainWorker => {
-                let shared = self.shared.clone();
-                let drain = async move { shared.tell(shard, Command::Drain(shard)).await };
-                ctx.spawn(drain.into_actor(self));
+            Action::StartFollowing => {
+                if self.following.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let from = self.spec.progress.borrow().commit + 1;
+                    let reading =
+                        read_commits(self.shared.clone(), shard, from, self.events.clone());
+                    self.following = Some(self.shared.runtime.spawn(reading));
+                }
+            }
+            Action::StopFollowing => stop(&mut self.following),
+            Action::StopReaders => {
+                stop(&mut self.reader);
+                stop(&mut self.following);
             }
             Action::RaiseAlarm(reason) => {
                 tracing::error!(%shard, reason, "shard stopped; its figures stay as committed until this is mended and the node restarted");
@@ -321,59 +405,11 @@ impl Handler<Tell> for ShardActor {
             _ => None,
         };
         let state = self.life.state().clone();
-        *self.shared.states[usize::from(self.spec.id.0)].lock() = (state, problem);
-    }
-}
-
-/// Reads a shard's usage log on and hands records to its worker, bounded by credits that come back
-/// when records are taken in. Writes a tick into an idle log once an hour of its time.
-async fn read(shared: Arc<NodeShared>, shard: ShardId, mut from: u64, events: mpsc::Sender<Event>) {
-    let usage = shared.logs[usize::from(shard.0)].usage.clone();
-    let credits = Arc::new(Semaphore::new(READS_MAX));
-    loop {
-        let Ok(credit) = credits.clone().acquire_owned().await else { return };
-        let idle = tokio::time::timeout(Duration::from_secs(60), usage.wait_beyond(from - 1)).await;
-        if idle.is_err() {
-            tick(&*usage, shard).await;
-            continue;
-        }
-        match usage.read(from, READ_BYTES).await {
-            Ok(records) => {
-                let Some(last) = records.last() else {
-                    // Woken without a record: the log takes no more. Everything before the failure
-                    // has been handed on, so the shard commits it and then stands still; whoever
-                    // watches must be told.
-                    if let Some(error) = usage.failure() {
-                        drop(events.send(Event::Stopped(shard, error.into())).await);
-                        return;
-                    }
-                    // It is being closed.
-                    if usage.head() < from {
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                    continue;
-                };
-                from = last.position + 1;
-                shared.tell(shard, Command::Usage(shard, records, credit)).await;
-            }
-            Err(LogError::Unavailable { what, .. }) => {
-                tracing::warn!(%shard, what, "usage log not available; trying on");
-            }
-            Err(error) => {
-                // A closed channel means that the node is gone.
-                drop(events.send(Event::Stopped(shard, error.into())).await);
-                return;
-            }
-        }
-    }
-}
-
-async fn tick(usage: &dyn Log, shard: ShardId) {
-    let due = usage.last_time().is_some_and(|Time(last)| now().0 - last >= HOUR);
-    if due {
-        let message = LogMessage::new(format!("usage.{shard}.@tick"), Vec::new());
-        // A failed append shows at the next one that matters.
-        drop(usage.append(vec![message]).await);
+        let at = usize::from(self.spec.id.0);
+        self.shared.tokens[at].store(self.life.goal().unwrap_or(0), Ordering::Relaxed);
+        *self.shared.states[at].lock() = (state, problem);
+        // Whoever decides about leases looks again.
+        self.shared.shards_changed.notify_one();
     }
 }
 
@@ -416,6 +452,7 @@ impl Handler<WriteCheckpoint> for CheckpointActor {
                 tracing::warn!(%shard, %error, "checkpoint not written; the log keeps everything, the next one is a base");
             }
         }
+        self.shared.written(shard);
         let shared = self.shared.clone();
         let told = async move {
             shared.tell(shard, Command::Checkpointed(shard, written.is_ok())).await;

@@ -194,7 +194,7 @@ impl Head<'_> {
 }
 
 /// A row as the output log has it.
-struct AsArray<'a>(&'a Row);
+pub(crate) struct AsArray<'a>(pub &'a Row);
 
 impl Serialize for AsArray<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -36,6 +36,7 @@ pub struct RawConfig {
     pub http: RawHttp,
     pub log: RawLog,
     pub nats: RawNats,
+    pub cluster: RawCluster,
     pub epoch: RawEpoch,
     pub checkpoint: RawCheckpoint,
     pub backup: RawBackup,
@@ -91,6 +92,20 @@ pub struct RawNats {
     pub replicas: i64,
     pub stream_bytes_max: String,
     pub mapping: String,
+}
+
+/// `[cluster]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every key is documented in config/meterr.toml, once")]
+pub struct RawCluster {
+    pub node: String,
+    pub capacity: f64,
+    pub replica: bool,
+    pub standbys: i64,
+    pub lease: String,
+    pub settle: String,
+    pub drain_max: String,
 }
 
 /// `[epoch]`
@@ -542,8 +557,8 @@ mod tests {
                 "epoch.age_max = 20 (from FILE) must be text such as \"20ms\"",
                 "node.sharts (from FILE) is not a setting; [node] has data_dir, shards, workers",
                 "node.workers = \"two\" (from FILE) must be a whole number",
-                "nodes (from FILE) is not a setting; the sections are backup, checkpoint, epoch, http, \
-                 log, metrics, nats, node, seed, telemetry, views",
+                "nodes (from FILE) is not a setting; the sections are backup, checkpoint, cluster, \
+                 epoch, http, log, metrics, nats, node, seed, telemetry, views",
                 "views.declare = 1 (from FILE) must hold tables, as in [[views.declare]]",
                 "http.lines_max = \"many\" (from METERR__HTTP__LINES_MAX) must be a whole number",
                 "node.shards = 0 (from FILE) must be 1 to 256",

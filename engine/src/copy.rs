@@ -231,6 +231,7 @@ impl Deployment {
             time_jump_max: i64::MAX,
             progress: watch::Sender::new(Progress::default()),
             announcer: None,
+            shared_checkpoints: false,
         }
     }
 }

@@ -2,30 +2,45 @@
 //! do out; the shard's actor does it.
 //!
 //! ```text
-//! claim ─► restore ─► replay ─► live ─► drain ─► released
-//!             └───────────┴───────┴──────► stopped (an operator must look)
+//!            ┌──────────────────────────── lost (another node took it over)
+//!            │
+//! claim ─► restore ─► replay ─► stand by ─► seal ─► live ─► drain ─► released (the node stops)
+//!            ▲                     ▲ ▲        │       │
+//!            │ after a failure     │ └────────┘       ▼
+//!            │                     └─ hand over ◄─ release
+//!            └───────────── any ─► stopped (an operator must look)
 //! ```
 //!
-//! Claiming is the data directory's lock and sealing part of opening, as long as one process owns all
-//! shards; leases will come between.
+//! On a node with logs of its own every shard is to be owned from the start. In a cluster its leases
+//! say what is wanted ([`Wanted`]).
 
 use std::time::Duration;
 
 /// Where a shard is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Not begun.
+    /// Nothing of it is here.
     Claim,
     /// Its checkpoint is being loaded.
     Restore,
     /// Its log is read on from the checkpoint.
     Replay,
+    /// It follows its owner's commits.
+    StandBy,
+    /// It is being taken over.
+    Seal,
     /// At work.
     Live,
+    /// Finishing the commit under way, to be handed over.
+    Release,
+    /// Finished; another node may take it over.
+    HandOver,
     /// Finishing what came in.
     Drain,
     /// Done.
     Released,
+    /// Another node took it over.
+    Lost,
     /// Stopped for this reason.
     Stopped(String),
 }
@@ -37,25 +52,51 @@ impl State {
             State::Claim => "claim",
             State::Restore => "restore",
             State::Replay => "replay",
+            State::StandBy => "stand_by",
+            State::Seal => "seal",
             State::Live => "live",
+            State::Release => "release",
+            State::HandOver => "hand_over",
             State::Drain => "drain",
             State::Released => "released",
+            State::Lost => "lost",
             State::Stopped(_) => "stopped",
         }
     }
 }
 
+/// What is wanted of a shard on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// To follow its owner.
+    StandBy,
+    /// To be owned under at least this token.
+    Own(u64),
+    /// To be owned no more, and to stand by for whoever takes it over.
+    Release,
+    /// To be let go of.
+    Drop,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Happened {
-    /// The node started.
-    Start,
+    /// Something else is wanted.
+    Want(Wanted),
     /// Replay goes on.
     Replaying,
-    /// The shard is open.
+    /// The shard is rebuilt and stands by.
     Opened,
-    /// The shard committed something.
+    /// The shard is sealed and owned.
+    Owned,
+    /// It could not be sealed: another node committed in between.
+    Overtaken,
+    /// The shard is owned no more and stands by.
+    HandedOver,
+    /// The shard committed something, or took in what its owner committed.
     Committed,
+    /// Another node owns it: a commit was refused.
+    TakenOver,
     /// The shard stopped; whether trying again may help.
     Stopped {
         /// Why.
@@ -84,14 +125,24 @@ pub enum Happened {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Tell the worker to open it, after a while.
+    /// Tell the worker to open it, after a while, for what is wanted by then.
     OpenAfter(Duration),
-    /// Begin to read its log.
-    StartReader,
-    /// Stop reading its log.
-    StopReader,
+    /// Tell the worker to take it over under this token.
+    OwnIt(u64),
+    /// Tell the worker to commit no more.
+    ReleaseIt,
+    /// Tell the worker to let go of it.
+    DropIt,
     /// Tell the worker to finish it.
-    DrainWorker,
+    DrainIt,
+    /// Begin to read its usage log, unless that goes on.
+    StartReader,
+    /// Begin to read its owner's commits, unless that goes on.
+    StartFollowing,
+    /// Stop reading commits.
+    StopFollowing,
+    /// Stop reading anything.
+    StopReaders,
     /// Say that an operator must look.
     RaiseAlarm(String),
 }
@@ -103,13 +154,15 @@ pub const FAILURES_MAX: u32 = 5;
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
     state: State,
+    /// Token under which it is to be owned, if it is.
+    goal: Option<u64>,
     /// Failures since the last commit.
     failures: u32,
 }
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Lifecycle { state: State::Claim, failures: 0 }
+        Lifecycle { state: State::Claim, goal: None, failures: 0 }
     }
 }
 
@@ -119,62 +172,142 @@ impl Lifecycle {
         &self.state
     }
 
+    /// Token under which it is owned or to be owned.
+    pub fn goal(&self) -> Option<u64> {
+        self.goal
+    }
+
     /// Takes in what happened.
     pub fn on(&mut self, happened: Happened) -> Vec<Action> {
         use Action::*;
-        if self.state == State::Released {
-            return Vec::new();
-        }
-        match happened {
-            Happened::Start => {
-                self.state = State::Restore;
-                vec![OpenAfter(Duration::ZERO)]
-            }
-            Happened::Replaying => {
-                if self.state == State::Restore {
-                    self.state = State::Replay;
-                }
+        match (&self.state, happened) {
+            (State::Released, _) => Vec::new(),
+            (_, Happened::Want(wanted)) => self.want(wanted),
+            // What a shard that was let go of still says.
+            (State::Claim | State::Lost | State::Stopped(_), Happened::Drain) => {
+                self.state = State::Released;
                 Vec::new()
             }
-            Happened::Opened if self.state == State::Drain => vec![DrainWorker],
-            Happened::Opened => {
-                self.state = State::Live;
-                vec![StartReader]
+            (State::Claim | State::Lost, _) => Vec::new(),
+            (State::Restore, Happened::Replaying) => {
+                self.state = State::Replay;
+                Vec::new()
             }
-            Happened::Committed => {
+            (_, Happened::Replaying) => Vec::new(),
+            (State::Drain, Happened::Opened) => vec![DrainIt],
+            (State::Release, Happened::Opened) => vec![StopReaders, StartReader, StartFollowing],
+            (State::Stopped(_), Happened::Opened) => Vec::new(),
+            (_, Happened::Opened) if self.goal.is_some() => {
+                // The worker goes on to seal it.
+                self.state = State::Seal;
+                Vec::new()
+            }
+            (_, Happened::Opened) => {
+                self.state = State::StandBy;
+                vec![StopReaders, StartReader, StartFollowing]
+            }
+            (State::Restore | State::Replay | State::Seal, Happened::Owned)
+                if self.goal.is_some() =>
+            {
+                self.state = State::Live;
+                vec![StopFollowing, StartReader]
+            }
+            (_, Happened::Owned) => Vec::new(),
+            (State::Seal, Happened::Overtaken) => vec![StartReader, StartFollowing],
+            (_, Happened::Overtaken) => Vec::new(),
+            (State::Release, Happened::HandedOver) => {
+                self.state = State::HandOver;
+                vec![StartReader, StartFollowing]
+            }
+            (_, Happened::HandedOver) => Vec::new(),
+            (_, Happened::Committed) => {
                 self.failures = 0;
                 Vec::new()
             }
-            Happened::Stopped { reason, transient: false } => self.stop(reason),
-            Happened::Stopped { reason, transient: true } => self.retry(reason, true),
-            Happened::Away { reason } => self.wait(reason),
-            Happened::ThreadDied { culprit, reason } => self.retry(reason, culprit),
-            Happened::Drain => match self.state {
-                State::Live => {
-                    self.state = State::Drain;
-                    vec![StopReader, DrainWorker]
-                }
-                State::Restore | State::Replay => {
-                    // The worker hears it after opening, which cannot be cut short.
-                    self.state = State::Drain;
-                    vec![DrainWorker]
-                }
-                State::Claim | State::Stopped(_) => {
-                    self.state = State::Released;
-                    Vec::new()
-                }
-                State::Drain | State::Released => Vec::new(),
-            },
-            Happened::Drained => {
+            (State::Stopped(_), Happened::TakenOver) => Vec::new(),
+            (State::Drain, Happened::TakenOver) => {
                 self.state = State::Released;
-                vec![StopReader]
+                vec![StopReaders]
+            }
+            (_, Happened::TakenOver) => {
+                self.state = State::Lost;
+                self.goal = None;
+                vec![StopReaders]
+            }
+            (_, Happened::Stopped { reason, transient: false }) => self.stop(reason),
+            (_, Happened::Stopped { reason, transient: true }) => self.retry(reason, true),
+            (_, Happened::Away { reason }) => self.wait(reason),
+            (_, Happened::ThreadDied { culprit, reason }) => self.retry(reason, culprit),
+            (State::Drain, Happened::Drain) => Vec::new(),
+            (State::Restore | State::Replay, Happened::Drain) => {
+                self.state = State::Drain;
+                vec![DrainIt]
+            }
+            (_, Happened::Drain) => {
+                self.state = State::Drain;
+                vec![StopReaders, DrainIt]
+            }
+            (_, Happened::Drained) => {
+                self.state = State::Released;
+                vec![StopReaders]
+            }
+        }
+    }
+
+    fn want(&mut self, wanted: Wanted) -> Vec<Action> {
+        use Action::*;
+        match (&self.state, wanted) {
+            (State::Released | State::Drain, _) => Vec::new(),
+            (_, Wanted::Drop) => {
+                *self = Lifecycle::default();
+                vec![StopReaders, DropIt]
+            }
+            (State::Stopped(_), _) => Vec::new(),
+            (State::Claim | State::Lost, Wanted::Release) => Vec::new(),
+            (State::Claim | State::Lost, wanted) => {
+                self.goal = match wanted {
+                    Wanted::Own(token) => Some(token),
+                    _ => None,
+                };
+                self.state = State::Restore;
+                vec![OpenAfter(Duration::ZERO)]
+            }
+            (State::HandOver, Wanted::StandBy) => {
+                self.state = State::StandBy;
+                Vec::new()
+            }
+            (_, Wanted::StandBy) => Vec::new(),
+            (_, Wanted::Own(token)) if self.goal.is_some_and(|goal| goal >= token) => Vec::new(),
+            (State::Restore | State::Replay, Wanted::Own(token)) => {
+                self.goal = Some(token);
+                vec![OwnIt(token)]
+            }
+            (_, Wanted::Own(token)) => {
+                self.goal = Some(token);
+                self.state = State::Seal;
+                vec![OwnIt(token)]
+            }
+            (State::StandBy, Wanted::Release) => {
+                self.state = State::HandOver;
+                Vec::new()
+            }
+            (State::Release | State::HandOver, Wanted::Release) => Vec::new(),
+            // Nothing is sealed. It goes on opening, perhaps later, and then stands by.
+            (State::Restore | State::Replay, Wanted::Release) => {
+                self.goal = None;
+                vec![ReleaseIt]
+            }
+            (_, Wanted::Release) => {
+                self.goal = None;
+                self.state = State::Release;
+                vec![ReleaseIt]
             }
         }
     }
 
     fn stop(&mut self, reason: String) -> Vec<Action> {
         let draining = self.state == State::Drain;
-        let actions = vec![Action::StopReader, Action::RaiseAlarm(reason.clone())];
+        let actions = vec![Action::StopReaders, Action::RaiseAlarm(reason.clone())];
         self.state = if draining { State::Released } else { State::Stopped(reason) };
         actions
     }
@@ -184,10 +317,7 @@ impl Lifecycle {
         match self.state {
             State::Stopped(_) => Vec::new(),
             State::Drain => self.stop(reason),
-            _ => {
-                self.state = State::Restore;
-                vec![Action::StopReader, Action::OpenAfter(Duration::from_secs(1))]
-            }
+            _ => self.open_again(Duration::from_secs(1)),
         }
     }
 
@@ -202,9 +332,14 @@ impl Lifecycle {
         if self.failures >= FAILURES_MAX {
             return self.stop(format!("{reason} ({FAILURES_MAX} times without a commit between)"));
         }
-        self.state = State::Restore;
         let wait = Duration::from_millis(100) * (1 << self.failures.min(6)) / 2;
-        vec![Action::StopReader, Action::OpenAfter(if blamed { wait } else { Duration::ZERO })]
+        self.open_again(if blamed { wait } else { Duration::ZERO })
+    }
+
+    fn open_again(&mut self, wait: Duration) -> Vec<Action> {
+        // What was being released is not owned any more: nothing of it is under way.
+        self.state = State::Restore;
+        vec![Action::StopReaders, Action::OpenAfter(wait)]
     }
 }
 
@@ -214,16 +349,24 @@ mod tests {
 
     fn live() -> Lifecycle {
         let mut life = Lifecycle::default();
-        assert_eq!(life.on(Happened::Start), [Action::OpenAfter(Duration::ZERO)]);
+        let own = Happened::Want(Wanted::Own(1));
+        assert_eq!(life.on(own), [Action::OpenAfter(Duration::ZERO)]);
         life.on(Happened::Replaying);
-        assert_eq!(life.on(Happened::Opened), [Action::StartReader]);
+        open(&mut life);
         life
+    }
+
+    fn open(life: &mut Lifecycle) {
+        assert_eq!(life.on(Happened::Opened), []);
+        let begun = [Action::StopFollowing, Action::StartReader];
+        assert_eq!(life.on(Happened::Owned), begun);
+        assert_eq!(*life.state(), State::Live);
     }
 
     #[test]
     fn an_ordinary_life() {
         let mut life = live();
-        assert_eq!(life.on(Happened::Drain), [Action::StopReader, Action::DrainWorker]);
+        assert_eq!(life.on(Happened::Drain), [Action::StopReaders, Action::DrainIt]);
         life.on(Happened::Drained);
         assert_eq!(*life.state(), State::Released);
         assert_eq!(life.on(Happened::Opened), []);
@@ -237,7 +380,9 @@ mod tests {
         while !matches!(life.state(), State::Stopped(_)) {
             let actions = life.on(died());
             opens += actions.iter().filter(|a| matches!(a, Action::OpenAfter(_))).count();
-            life.on(Happened::Opened);
+            if !matches!(life.state(), State::Stopped(_)) {
+                open(&mut life);
+            }
             assert!(opens < 10);
             if opens as u32 == FAILURES_MAX - 1 {
                 let last = life.on(died());
@@ -252,12 +397,12 @@ mod tests {
         let mut life = live();
         for _ in 0..100 {
             let died = Happened::ThreadDied { culprit: false, reason: "x".into() };
-            assert_eq!(life.on(died), [Action::StopReader, Action::OpenAfter(Duration::ZERO)]);
-            life.on(Happened::Opened);
+            assert_eq!(life.on(died), [Action::StopReaders, Action::OpenAfter(Duration::ZERO)]);
+            open(&mut life);
         }
         for _ in 0..100 {
             life.on(Happened::ThreadDied { culprit: true, reason: "x".into() });
-            life.on(Happened::Opened);
+            open(&mut life);
             life.on(Happened::Committed);
         }
         assert_eq!(*life.state(), State::Live);
@@ -269,10 +414,90 @@ mod tests {
         for _ in 0..100 {
             let away = Happened::Away { reason: "no answer".into() };
             let second = Duration::from_secs(1);
-            assert_eq!(life.on(away), [Action::StopReader, Action::OpenAfter(second)]);
+            assert_eq!(life.on(away), [Action::StopReaders, Action::OpenAfter(second)]);
         }
-        life.on(Happened::Opened);
+        open(&mut life);
         assert_eq!(*life.state(), State::Live);
+    }
+
+    /// From one node to another and back.
+    #[test]
+    fn a_shard_is_handed_over() {
+        use Action::*;
+        let want = |wanted| Happened::Want(wanted);
+        let mut life = Lifecycle::default();
+        assert_eq!(life.on(want(Wanted::StandBy)), [OpenAfter(Duration::ZERO)]);
+        assert_eq!(life.on(Happened::Opened), [StopReaders, StartReader, StartFollowing]);
+        assert_eq!(*life.state(), State::StandBy);
+        assert_eq!(life.on(want(Wanted::Own(7))), [OwnIt(7)]);
+        assert_eq!(life.on(want(Wanted::Own(7))), []);
+        assert_eq!(life.on(Happened::Overtaken), [StartReader, StartFollowing]);
+        assert_eq!(life.on(Happened::Owned), [StopFollowing, StartReader]);
+        assert_eq!(life.on(want(Wanted::Release)), [ReleaseIt]);
+        assert_eq!(life.on(want(Wanted::Release)), []);
+        assert_eq!(*life.state(), State::Release);
+        assert_eq!(life.on(Happened::HandedOver), [StartReader, StartFollowing]);
+        assert_eq!((life.state(), life.goal()), (&State::HandOver, None));
+        // Whoever was to get it is gone.
+        assert_eq!(life.on(want(Wanted::Own(9))), [OwnIt(9)]);
+        assert_eq!(life.on(Happened::HandedOver), [], "said before it heard");
+        life.on(Happened::Owned);
+        assert_eq!((life.state(), life.goal()), (&State::Live, Some(9)));
+        assert_eq!(life.on(Happened::TakenOver), [StopReaders]);
+        assert_eq!((life.state(), life.goal()), (&State::Lost, None));
+        assert_eq!(life.on(Happened::Opened), [], "a late word");
+        assert_eq!(life.on(want(Wanted::Own(12))), [OpenAfter(Duration::ZERO)]);
+        assert_eq!(life.on(want(Wanted::Drop)), [StopReaders, DropIt]);
+        assert_eq!(*life.state(), State::Claim);
+        assert_eq!(life.on(Happened::Drain), []);
+        assert_eq!(*life.state(), State::Released);
+    }
+
+    /// Whatever happens in whatever order, only a drain ends a life, an alarm stays until the shard is
+    /// let go of, and a reader never runs beside a shard that is not here.
+    #[test]
+    fn no_order_of_things_confuses_it() {
+        let happened = |n: u64| match n % 16 {
+            0 => Happened::Want(Wanted::StandBy),
+            1 => Happened::Want(Wanted::Own(n / 16)),
+            2 => Happened::Want(Wanted::Release),
+            3 => Happened::Want(Wanted::Drop),
+            4 => Happened::Replaying,
+            5 | 6 => Happened::Opened,
+            7 | 8 => Happened::Owned,
+            9 => Happened::Overtaken,
+            10 => Happened::HandedOver,
+            11 => Happened::TakenOver,
+            12 => Happened::Away { reason: "x".into() },
+            13 => Happened::ThreadDied { culprit: n.is_multiple_of(3), reason: "x".into() },
+            14 => Happened::Stopped { reason: "x".into(), transient: n.is_multiple_of(2) },
+            _ => Happened::Committed,
+        };
+        let mut rng = meterr_operators::rng::Rng::stream(1, 0);
+        for _ in 0..2_000 {
+            let mut life = Lifecycle::default();
+            let (mut reading, mut following) = (false, false);
+            for _ in 0..100 {
+                let before = life.state().clone();
+                for action in life.on(happened(rng.bits() % 1_600)) {
+                    match action {
+                        Action::StartReader => reading = true,
+                        Action::StartFollowing => following = true,
+                        Action::StopFollowing => following = false,
+                        Action::StopReaders => (reading, following) = (false, false),
+                        _ => {}
+                    }
+                }
+                let gone = matches!(life.state(), State::Claim | State::Lost | State::Stopped(_));
+                assert!(!gone || !(reading || following), "{before:?} to {:?}", life.state());
+                assert!(*life.state() != State::Live || (reading && life.goal().is_some()));
+                assert!(*life.state() != State::StandBy || following);
+                assert_ne!(*life.state(), State::Released);
+            }
+            life.on(Happened::Drain);
+            life.on(Happened::Drained);
+            assert_eq!(*life.state(), State::Released);
+        }
     }
 
     #[test]

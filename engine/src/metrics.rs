@@ -21,6 +21,7 @@ use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use crate::cluster::forecast::Recommendation;
 use crate::shutdown::Shutdown;
 
 /// Events counted, by shard.
@@ -69,6 +70,12 @@ pub const NATS_COMMITS_REFUSED_TOTAL: &str = "meterr_nats_commits_refused_total"
 pub const NATS_STALE_READS_TOTAL: &str = "meterr_nats_stale_reads_total";
 /// Consumers made anew after an error, silence or a reconnection.
 pub const NATS_CONSUMERS_RENEWED_TOTAL: &str = "meterr_nats_consumers_renewed_total";
+/// Nodes that the load calls for.
+pub const RECOMMENDED_NODES: &str = "meterr_recommended_nodes";
+/// Events per second expected in the next hours, at the upper quantile.
+pub const PREDICTED_EVENTS_PER_SECOND: &str = "meterr_predicted_events_per_second";
+/// Events a worker thread gets done in a second of work.
+pub const SERVICE_RATE_EVENTS_PER_SECOND: &str = "meterr_service_rate_events_per_second";
 /// Resident memory of the process.
 pub const RESIDENT_MEMORY_BYTES: &str = "meterr_process_resident_memory_bytes";
 /// 1, labelled with the version.
@@ -113,6 +120,9 @@ pub struct NodeMetrics {
     resident_memory: Gauge,
     sse_subscribers: Gauge,
     sse_too_slow: Counter,
+    recommended_nodes: Gauge,
+    predicted: Gauge,
+    service_rate: Gauge,
 }
 
 /// What one shard measures. Cheap enough for its hot loop.
@@ -257,12 +267,22 @@ impl NodeMetrics {
             resident_memory: gauge!(RESIDENT_MEMORY_BYTES),
             sse_subscribers: gauge!(SSE_SUBSCRIBERS),
             sse_too_slow: counter!(SSE_TOO_SLOW_TOTAL),
+            recommended_nodes: gauge!(RECOMMENDED_NODES),
+            predicted: gauge!(PREDICTED_EVENTS_PER_SECOND),
+            service_rate: gauge!(SERVICE_RATE_EVENTS_PER_SECOND),
         }
     }
 
     /// Live streams open now.
     pub fn sse_subscribers(&self, open: usize) {
         self.sse_subscribers.set(open as f64);
+    }
+
+    /// How many nodes the load calls for. What is not known yet is 0.
+    pub fn forecast(&self, found: &Recommendation) {
+        self.recommended_nodes.set(f64::from(found.recommended_nodes));
+        self.predicted.set(found.predicted_events_per_second.unwrap_or(0.0));
+        self.service_rate.set(found.service_rate_events_per_second.unwrap_or(0.0));
     }
 
     /// A live stream was ended because its reader was too slow.
@@ -385,6 +405,15 @@ fn describe() {
     describe_gauge!(SHARD_STOPPED, "1 while a shard is stopped and someone must act");
     describe_gauge!(SSE_SUBSCRIBERS, Unit::Count, "live streams open");
     describe_counter!(SSE_TOO_SLOW_TOTAL, Unit::Count, "live streams ended as too slow");
+    describe_gauge!(RECOMMENDED_NODES, Unit::Count, "nodes that the load calls for, 0 if unknown");
+    describe_gauge!(
+        PREDICTED_EVENTS_PER_SECOND,
+        "events per second expected in the next hours at the upper quantile, 0 if unknown"
+    );
+    describe_gauge!(
+        SERVICE_RATE_EVENTS_PER_SECOND,
+        "events a worker thread gets done in a second of work, 0 if unknown"
+    );
     describe_gauge!(RESIDENT_MEMORY_BYTES, Unit::Bytes, "resident memory of the process");
     describe_gauge!(BUILD_INFO, "1, labelled with the version");
 }
@@ -420,6 +449,12 @@ mod tests {
         shard.state(10, 1000);
         shard.replay(100, 150, 200);
         metrics.node().sse_subscribers(2);
+        metrics.node().forecast(&Recommendation {
+            recommended_nodes: 3,
+            reason: String::new(),
+            predicted_events_per_second: Some(1.5),
+            service_rate_events_per_second: None,
+        });
         let text = metrics.render();
         for line in [
             "meterr_events_total{shard=\"3\"} 8",
@@ -437,6 +472,9 @@ mod tests {
             "meterr_state_rows{shard=\"3\"} 10",
             "meterr_replay_ratio{shard=\"3\"} 0.5",
             "meterr_sse_subscribers 2",
+            "meterr_recommended_nodes 3",
+            "meterr_predicted_events_per_second 1.5",
+            "meterr_service_rate_events_per_second 0",
             "# TYPE meterr_event_to_view_seconds histogram",
             "# HELP meterr_lag_records log records that no commit includes yet",
         ] {

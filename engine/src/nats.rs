@@ -14,10 +14,12 @@ use meterr_connectors::nats::announce::SpendAnnouncer;
 use meterr_connectors::nats::connection::{Line, NatsSettings, shown};
 use meterr_connectors::nats::log::{Connections, JetStreamLog};
 use meterr_connectors::nats::mapping::{self, Mapping};
+use meterr_connectors::nats::peers::NatsPeers;
+use meterr_connectors::nats::registry::NatsRegistry;
 use meterr_connectors::nats::service::{ServiceSettings, serve_queries};
 use meterr_connectors::nats::streams::Wanted;
 use meterr_operators::ids::ShardId;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -179,6 +181,29 @@ impl Nats {
             Ok(Err(why)) => Err(NodeError::Refused(why)),
             Err(_) => Err(NodeError::Refused("questions cannot be answered on NATS".to_owned())),
         }
+    }
+
+    /// The registry of the nodes, and the way to ask them.
+    ///
+    /// # Errors
+    /// When the server does not let us, or the registry's bucket cannot be used.
+    pub async fn cluster(&self) -> Result<(NatsRegistry, NatsPeers), NodeError> {
+        let (settings, replicas) = (self.settings.connection.clone(), self.settings.replicas);
+        let connected = self.runtime.spawn(async move {
+            let registry = NatsRegistry::connect(&settings, replicas).await;
+            let registry = registry.map_err(|error| error.to_string())?;
+            let peers = NatsPeers::connect(&settings).await.map_err(|error| error.to_string())?;
+            Ok((registry, peers))
+        });
+        let connected = connected.await.unwrap_or_else(|died| Err(died.to_string()));
+        connected.map_err(|why: String| {
+            NodeError::Refused(format!("this node cannot be part of the cluster: {why}"))
+        })
+    }
+
+    /// Where everything to do with the server runs.
+    pub fn runtime(&self) -> &Handle {
+        self.runtime.handle()
     }
 
     /// The connections.

@@ -5,8 +5,9 @@
 //! every shard finishes what came in and takes a last checkpoint, then threads, store and logs.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use meterr_connectors::api::ShardStatus;
 use meterr_connectors::checkpoint::{CheckpointError, CheckpointStore};
@@ -30,6 +31,7 @@ use meterr_operators::window::tzdb_version;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::cluster::link::ClusterLink;
 use crate::control_state::ControlState;
 use crate::live::{Logs, Progress, ShardSpec, StopReason};
 use crate::metrics::Metrics;
@@ -37,6 +39,7 @@ use crate::nats::Nats;
 use crate::records::control_changes;
 use crate::settings::Settings;
 use crate::snapshot;
+use crate::tails::Tails;
 
 /// Version of the decoders of usage messages.
 pub const DECODER: u32 = 1;
@@ -272,6 +275,7 @@ impl Data {
                 time_jump_max,
                 progress,
                 announcer: self.nats().map(Nats::announcer),
+                shared_checkpoints: self.nats().is_some(),
             };
             (spec, seen)
         };
@@ -466,6 +470,20 @@ pub struct NodeShared {
     pub progress: Vec<watch::Receiver<Progress>>,
     /// State by shard.
     pub states: Vec<Mutex<(crate::lifecycle::State, Option<String>)>>,
+    /// Token under which each shard is owned or to be owned here; 0 where it is not.
+    pub tokens: Vec<AtomicU64>,
+    /// Commits that each shard that stands by has still to take in.
+    pub behind: Vec<AtomicU64>,
+    /// When each shard that stands by was last known to have everything.
+    pub current: Vec<Mutex<Option<Instant>>>,
+    /// Whether each shard that can be handed over still has a last checkpoint to be written.
+    pub writing: Vec<AtomicBool>,
+    /// Whether the node is about to stop: it waits for last checkpoints then.
+    pub stopping: AtomicBool,
+    /// Rung when what a shard is here changes.
+    pub shards_changed: tokio::sync::Notify,
+    /// Whether shards are owned by leases.
+    pub leased: bool,
     /// What the control log says.
     pub control: RwLock<ControlState>,
     /// Raised with each control record taken in.
@@ -480,12 +498,42 @@ pub struct NodeShared {
     pub control_lock: tokio::sync::Mutex<()>,
     /// Raised when the node drains.
     pub draining: watch::Sender<bool>,
+    /// The other nodes, once they are joined; never set where one node has all.
+    pub cluster: OnceLock<ClusterLink>,
+    /// Followers of shards that are on other nodes.
+    pub tails: Tails,
 }
 
 impl NodeShared {
     /// Worker of a shard.
     pub fn worker_of(&self, shard: ShardId) -> usize {
         usize::from(shard.0) % self.workers.read().len()
+    }
+
+    /// Takes in how far behind a shard that stands by is.
+    pub fn followed(&self, shard: ShardId, behind: u64) {
+        let at = usize::from(shard.0);
+        if self.behind[at].swap(behind, Ordering::Relaxed) != behind {
+            self.shards_changed.notify_one();
+        }
+        if behind == 0 {
+            self.current(shard);
+        }
+    }
+
+    /// Takes in that no checkpoint of a shard is to be written any more.
+    pub fn written(&self, shard: ShardId) {
+        if self.writing[usize::from(shard.0)].swap(false, Ordering::Relaxed) {
+            self.shards_changed.notify_one();
+        }
+    }
+
+    /// Takes in that a shard that stands by has everything its owner committed.
+    pub fn current(&self, shard: ShardId) {
+        let at = usize::from(shard.0);
+        if self.behind[at].load(Ordering::Relaxed) == 0 {
+            *self.current[at].lock() = Some(Instant::now());
+        }
     }
 
     /// Tells the worker of a shard something, waiting while its queue is full.
@@ -520,6 +568,9 @@ impl NodeShared {
                     usage_position: progress.usage,
                     usage_head: self.logs[at].usage.head(),
                     control_position: progress.control,
+                    owner: None,
+                    here: None,
+                    elsewhere: false,
                 }
             })
             .collect()

@@ -1,7 +1,8 @@
 //! Runs a node until it is asked to stop: data, actors, control reader, HTTP.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use meterr_connectors::codec::{decode_line, split_request};
@@ -9,12 +10,14 @@ use meterr_connectors::http::{self, Decoders, HttpSettings};
 use meterr_connectors::log::LogError;
 use meterr_connectors::nats::service::ServiceSettings;
 use meterr_connectors::requests::Limits;
+use meterr_operators::ids::ShardId;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use crate::actors::{DrainNode, EndWorkers, NodeActor};
+use crate::actors::{DrainNode, EndWorkers, NodeActor, Wish};
 use crate::backup::job::Job;
-use crate::lifecycle::State;
+use crate::cluster::joining::join;
+use crate::lifecycle::{State, Wanted};
 use crate::live::{ShardSpec, StopReason};
 use crate::metrics::Metrics;
 use crate::node::{Data, NodeError, NodeShared};
@@ -22,10 +25,11 @@ use crate::records::control_changes;
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::shutdown::{self, Trigger};
+use crate::tails::Tails;
 use crate::worker::Command;
 
 /// Longest time a drain may take before the node ends without it; the log has everything.
-const DRAIN_MAX: Duration = Duration::from_secs(60);
+pub const DRAIN_MAX: Duration = Duration::from_secs(60);
 
 /// A node at work, as its starter sees it.
 #[derive(Clone)]
@@ -94,6 +98,13 @@ async fn run(
         workers: RwLock::new(Vec::new()),
         progress,
         states: specs.iter().map(|_| Mutex::new((State::Claim, None))).collect(),
+        tokens: specs.iter().map(|_| AtomicU64::new(0)).collect(),
+        behind: specs.iter().map(|_| AtomicU64::new(0)).collect(),
+        writing: specs.iter().map(|_| AtomicBool::new(false)).collect(),
+        stopping: AtomicBool::new(false),
+        current: specs.iter().map(|_| Mutex::new(None)).collect(),
+        shards_changed: tokio::sync::Notify::new(),
+        leased: data.nats().is_some(),
         control_seen: watch::Sender::new(control.position),
         control: RwLock::new(control),
         metrics: metrics.clone(),
@@ -101,9 +112,11 @@ async fn run(
         runtime: runtime.clone(),
         control_lock: tokio::sync::Mutex::new(()),
         draining: watch::Sender::new(false),
+        cluster: OnceLock::new(),
+        tails: Tails::default(),
     });
     let shards = specs.len();
-    let (node, mut released) = NodeActor::start_all(
+    let (node, wishes, mut released) = NodeActor::start_all(
         shared.clone(),
         specs,
         data.checkpoints.clone(),
@@ -122,6 +135,20 @@ async fn run(
         http::serve(http_settings(settings), Arc::new(service.clone()), decoders)
             .map_err(io(&format!("cannot listen on {}", settings.http.address)))?;
     let serving = actix::spawn(serving);
+    let joined = match data.nats() {
+        Some(nats) => {
+            let http = format!("http://{address}");
+            Some(join(settings, nats, &shared, &service, wishes, http).await?)
+        }
+        None => {
+            for shard in 0..shards {
+                // The node is alone with its logs: everything is its own, under whatever token comes
+                // next. An actor that is gone says so by its end.
+                let _ = wishes.send(Wish(ShardId(shard as u16), Wanted::Own(0))).await;
+            }
+            None
+        }
+    };
     let questions = match data.nats() {
         Some(nats) => {
             let settings = service_settings(settings, decoders);
@@ -130,8 +157,22 @@ async fn run(
         None => None,
     };
     ready(Running { address, service, stop: trigger, shared: shared.clone() });
-    stopping.wait().await;
-
+    let refused = match joined {
+        None => {
+            stopping.wait().await;
+            None
+        }
+        Some(joined) => {
+            let refused = tokio::select! {
+                () = stopping.wait() => None,
+                why = joined.ended() => Some(why),
+            };
+            // While others take the shards over, everything is answered as before.
+            shared.stopping.store(true, Ordering::Relaxed);
+            joined.leave().await;
+            refused
+        }
+    };
     shared.draining.send_replace(true);
     if let Some(questions) = questions {
         questions.stop().await;
@@ -158,6 +199,9 @@ async fn run(
     signals.abort();
     let _ = node.send(EndWorkers).await;
     data.close()?;
+    if let Some(why) = refused {
+        return Err(NodeError::Refused(why));
+    }
     tracing::info!("drained");
     Ok(())
 }

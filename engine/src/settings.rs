@@ -30,6 +30,8 @@ pub struct Settings {
     pub log: Log,
     /// `[nats]`; none with the embedded log.
     pub nats: Option<Nats>,
+    /// `[cluster]`
+    pub cluster: Cluster,
     /// `[epoch]`
     pub epoch: Epoch,
     /// `[checkpoint]`
@@ -105,6 +107,25 @@ pub enum MappingWanted {
     Require,
     /// Do not look.
     Off,
+}
+
+/// This node among others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// Its name; none for one that is kept in the data directory.
+    pub node: Option<String>,
+    /// Its capacity weight.
+    pub capacity: f64,
+    /// Whether it follows every shard and owns none.
+    pub replica: bool,
+    /// Nodes that stand by for each shard.
+    pub standbys: usize,
+    /// Time after which a node that is not heard is taken to be dead.
+    pub lease: Duration,
+    /// Time for which the nodes must be the same before shards move to even out load.
+    pub settle: Duration,
+    /// Longest wait for others to take its shards when it stops.
+    pub drain_max: Duration,
 }
 
 /// When an epoch closes.
@@ -189,6 +210,12 @@ pub struct Metrics {
     pub enabled: bool,
 }
 
+/// Whether a node may have this name: it is part of subjects and keys.
+pub fn node_name_valid(name: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    (1..=64).contains(&name.len()) && name.bytes().all(fits)
+}
+
 impl Default for Settings {
     fn default() -> Settings {
         config::load(&Sources::default())
@@ -236,6 +263,7 @@ impl Check<'_> {
                 ),
             },
             nats: self.nats(raw),
+            cluster: self.cluster(raw),
             epoch: self.epoch(raw),
             checkpoint: self.checkpoint(raw),
             backup: self.backup(raw),
@@ -360,6 +388,31 @@ impl Check<'_> {
             stream_bytes_max: (bytes > 0).then_some(bytes as i64),
             mapping,
         })
+    }
+
+    fn cluster(&mut self, raw: &RawConfig) -> Cluster {
+        const NAME: &str = "1 to 64 of A-Z, a-z, 0-9, _ and -, or \"\"";
+        const CAPACITY: RangeInclusive<f64> = 0.1..=100.0;
+        let cluster = &raw.cluster;
+        self.allow("cluster.node", NAME);
+        let node = (!cluster.node.is_empty()).then(|| cluster.node.clone());
+        if node.as_deref().is_some_and(|name| !node_name_valid(name)) {
+            self.wrong("cluster.node", &format!("{:?}", cluster.node), NAME);
+        }
+        let capacity = format!("{} to {}", CAPACITY.start(), CAPACITY.end());
+        self.allow("cluster.capacity", &capacity);
+        if !CAPACITY.contains(&cluster.capacity) {
+            self.wrong("cluster.capacity", &cluster.capacity.to_string(), &capacity);
+        }
+        Cluster {
+            node,
+            capacity: cluster.capacity,
+            replica: self.flag("cluster.replica", cluster.replica),
+            standbys: self.number("cluster.standbys", cluster.standbys, 0..=4),
+            lease: self.duration("cluster.lease", &cluster.lease, "1s", "5m"),
+            settle: self.duration("cluster.settle", &cluster.settle, "0s", "1h"),
+            drain_max: self.duration("cluster.drain_max", &cluster.drain_max, "0s", "1h"),
+        }
     }
 
     fn epoch(&mut self, raw: &RawConfig) -> Epoch {

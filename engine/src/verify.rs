@@ -24,7 +24,8 @@ use meterr_operators::time::Slot;
 use meterr_operators::usage::{Spend, SpendRest};
 use serde::Serialize;
 
-use crate::live::{ShardSpec, StopReason, rebuild};
+use crate::live::opening::rebuild;
+use crate::live::{ShardSpec, StopReason};
 use crate::records::{READ_BYTES, commits_behind, control_changes};
 use crate::wire::{Part, Starts, built_in_rows, figures};
 use crate::worker::timely_worker;

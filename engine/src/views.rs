@@ -199,9 +199,12 @@ pub fn declared(shard: &Shard, name: &str, query: &SpendQuery) -> Option<Vec<Spe
     Some(rows(&shared, org, &query, groups))
 }
 
+/// A row of a shard's share of a top list: org, name and spend.
+pub type Share = (Option<String>, String, Spend);
+
 /// A shard's share of a top list: every row with spend in the window. Users and orgs live in one
 /// shard; models and features are added up over shards by the caller, so none may be left out here.
-pub fn top(shard: &mut Shard, query: &TopQuery) -> Vec<(Option<String>, String, Spend)> {
+pub fn top(shard: &mut Shard, query: &TopQuery) -> Vec<Share> {
     let at = query.at.unwrap_or(shard.log_time()).slot();
     let shared = shard.flow().shared().clone();
     let orgs: Vec<u32> = {
@@ -254,8 +257,19 @@ pub fn top(shard: &mut Shard, query: &TopQuery) -> Vec<(Option<String>, String, 
         .collect()
 }
 
+/// Of a shard's share of a top list, what may be among the first: an org and its users are in one shard
+/// only, so of those the shard's own first ones.
+pub fn foremost(mut share: Vec<Share>, query: &TopQuery) -> Vec<Share> {
+    if matches!(query.by, TopBy::Org | TopBy::User) && share.len() > query.n {
+        // Stable: names are ascending already.
+        share.sort_by_key(|(_, _, spend)| std::cmp::Reverse(spend.cost));
+        share.truncate(query.n);
+    }
+    share
+}
+
 /// Adds up shards' shares and keeps the `n` largest by cost, then by name.
-pub fn merge_top(shares: Vec<Vec<(Option<String>, String, Spend)>>, n: usize) -> Vec<TopRow> {
+pub fn merge_top(shares: Vec<Vec<Share>>, n: usize) -> Vec<TopRow> {
     let mut sums: BTreeMap<(Option<String>, String), Spend> = BTreeMap::new();
     for (org, key, spend) in shares.into_iter().flatten() {
         sums.entry((org, key)).or_default().add(&spend);

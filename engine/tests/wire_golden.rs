@@ -71,6 +71,7 @@ fn golden_records_become_golden_output() {
         time_jump_max: i64::MAX,
         progress: watch::channel(Progress::default()).0,
         announcer: Some(heard.clone() as Arc<dyn Announcer>),
+        shared_checkpoints: false,
     };
     let mut worker = timely_worker();
     let mut live = LiveShard::open(&mut worker, spec(), |_, _, _| ()).unwrap();

@@ -173,7 +173,7 @@ impl PriceVector {
 }
 
 /// Spend: counts with their cost. A value of the views, and the difference that changes it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Spend {
     /// Events.
     pub events: i64,
@@ -190,7 +190,7 @@ pub struct Spend {
 }
 
 /// The rarer part of [`Spend`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SpendRest {
     /// Counts of [`RARE_METERS`].
     pub meters: [i64; 7],

@@ -242,6 +242,12 @@ impl Server {
         panic!("not ready after {PATIENCE:?}: {}", self.log());
     }
 
+    /// Sends JSON, whatever comes of it.
+    pub fn try_post(&self, path: &str, body: &str) -> anyhow::Result<Answer> {
+        let url = format!("{}{path}", self.url);
+        ask(&self.agent, "POST", &url, "application/json", body.as_bytes())
+    }
+
     /// Waits for a condition on the server.
     pub fn until<T>(&self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         let began = Instant::now();

@@ -122,13 +122,15 @@ impl NatsOptions {
 }
 
 /// A port nobody else of us gets, as long as this lives.
-struct Port {
-    number: u16,
+pub struct Port {
+    /// The port.
+    pub number: u16,
     _lock: File,
 }
 
 impl Port {
-    fn reserve() -> Port {
+    /// Reserves one.
+    pub fn reserve() -> Port {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let seed = since.as_nanos() as u64 ^ u64::from(std::process::id()) << 32;
@@ -244,6 +246,12 @@ impl NatsServer {
         if let Err(log) = self.until_answering() {
             panic!("nats-server did not start again: {log}");
         }
+    }
+
+    /// Starts it again like [`NatsServer::restart`] without waiting, for when it needs others to answer.
+    pub fn begin(&mut self) {
+        self.kill();
+        self.spawn();
     }
 
     /// The same with other options, such as another limit.
@@ -364,7 +372,7 @@ impl Cluster {
         let servers = routes.iter().enumerate().map(|(n, route)| {
             let mut options = options.clone();
             options.cluster = format!(
-                "server_name: n{n}\ncluster {{\n  name: tests\n  listen: \"127.0.0.1:{}\"\n  \
+                "server_name: n{n}\ncluster {{\n  name: tests\n  no_advertise: true\n  listen: \"127.0.0.1:{}\"\n  \
                  routes: [{}]\n}}\n",
                 route.number,
                 urls.join(", ")
@@ -436,7 +444,7 @@ impl Cluster {
 }
 
 /// The binary, found once.
-fn binary() -> &'static Path {
+pub fn binary() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| {
         if let Some(named) = std::env::var_os("METERR_NATS_SERVER") {

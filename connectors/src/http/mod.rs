@@ -20,6 +20,7 @@
 //! unless told by name to do otherwise.
 
 mod body;
+mod cluster;
 mod dead_letters;
 mod events;
 mod guard;

@@ -5,7 +5,7 @@ use actix_web::http::Method;
 use actix_web::{HttpRequest, ResponseError, Route, web};
 
 use super::problem::{Kind, Problem};
-use super::{dead_letters, events, operations, prices, settings, spend, stream, views};
+use super::{cluster, dead_letters, events, operations, prices, settings, spend, stream, views};
 
 /// A method of a path, and what answers it.
 pub(super) struct Entry {
@@ -19,7 +19,7 @@ const fn entry(method: Method, path: &'static str, to: fn(Route) -> Route) -> En
 }
 
 /// Every route. Entries of one path stand together.
-pub(super) static ROUTES: [Entry; 25] = [
+pub(super) static ROUTES: [Entry; 28] = [
     entry(Method::POST, "/v1/events", |route| route.to(events::publish)),
     entry(Method::GET, "/v1/orgs/{org}/spend", |route| route.to(spend::of_org)),
     entry(Method::GET, "/v1/orgs/{org}/users/{user}/spend", |route| route.to(spend::of_user)),
@@ -39,6 +39,9 @@ pub(super) static ROUTES: [Entry; 25] = [
     entry(Method::DELETE, "/v1/views/{name}", |route| route.to(views::remove)),
     entry(Method::GET, "/v1/views/{name}/orgs/{org}", |route| route.to(spend::of_view)),
     entry(Method::GET, "/v1/shards", |route| route.to(operations::shards)),
+    entry(Method::GET, "/v1/cluster", |route| route.to(cluster::show)),
+    entry(Method::POST, "/v1/cluster/nodes/{node}/drain", |route| route.to(cluster::drain)),
+    entry(Method::POST, "/v1/cluster/shards/{shard}/move", |route| route.to(cluster::move_shard)),
     entry(Method::GET, "/healthz", |route| route.to(operations::healthz)),
     entry(Method::GET, "/readyz", |route| route.to(operations::readyz)),
     entry(Method::GET, "/metrics", |route| route.to(operations::metrics)),

@@ -35,6 +35,9 @@ pub(super) enum Ask {
     TimeZone,
     Top,
     Status,
+    Cluster,
+    Drain,
+    Move,
     Prices,
     SetPrices,
     PreviewPrices,
@@ -63,7 +66,7 @@ const SPEND: &[&str] =
 const VIEW: &[&str] = &["name", "from", "to", "min_position", "timeout_ms", "limit", "cursor"];
 
 /// Every question.
-pub static ENDPOINTS: [Endpoint; 19] = [
+pub static ENDPOINTS: [Endpoint; 22] = [
     endpoint("live", "meterr.query.{org}", live::CATCH_UP, Ask::CatchUp),
     endpoint("spend", "meterr.query.{org}.spend", SPEND, Ask::Spend),
     endpoint("view", "meterr.query.{org}.view", VIEW, Ask::View),
@@ -73,6 +76,9 @@ pub static ENDPOINTS: [Endpoint; 19] = [
     endpoint("time-zone", "meterr.query.{org}.time-zone", &[], Ask::TimeZone),
     endpoint("top", "meterr.admin.top", spend::TOP, Ask::Top),
     endpoint("status", "meterr.admin.status", &[], Ask::Status),
+    endpoint("cluster", "meterr.admin.cluster", &[], Ask::Cluster),
+    endpoint("cluster-drain", "meterr.admin.cluster.drain", &["node", "drain"], Ask::Drain),
+    endpoint("cluster-move", "meterr.admin.cluster.move", &["shard", "node"], Ask::Move),
     endpoint("prices", "meterr.admin.prices", prices::PRICES, Ask::Prices),
     endpoint("prices-set", "meterr.admin.prices.set", &["prices"], Ask::SetPrices),
     endpoint("prices-preview", "meterr.admin.prices.preview", &["prices"], Ask::PreviewPrices),
@@ -143,9 +149,12 @@ impl Endpoint {
         };
         // These are bodies with a form of their own, read where they are used.
         let parameters = match self.ask {
-            Ask::SetPrices | Ask::PreviewPrices | Ask::DeclareView | Ask::ReplayDeadLetter => {
-                Parameters::default()
-            }
+            Ask::SetPrices
+            | Ask::PreviewPrices
+            | Ask::DeclareView
+            | Ask::ReplayDeadLetter
+            | Ask::Drain
+            | Ask::Move => Parameters::default(),
             _ => Parameters::from_json(payload, self.members)?,
         };
         Ok(Question { ask: self.ask, org, parameters, payload: payload.clone() })
@@ -195,6 +204,9 @@ impl Question {
             Ask::TimeZone => desk.time_zone(org).await,
             Ask::Top => desk.top(&parameters).await,
             Ask::Status => desk.status().await,
+            Ask::Cluster => desk.cluster().await,
+            Ask::Drain => desk.drain(parsed(&payload)?).await,
+            Ask::Move => desk.move_shard(parsed(&payload)?).await,
             Ask::Prices => desk.prices(&parameters).await,
             Ask::SetPrices => desk.set_prices(&payload).await,
             Ask::PreviewPrices => desk.preview_prices(&payload).await,

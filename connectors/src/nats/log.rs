@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream;
-use async_nats::jetstream::stream::{Info, Stream};
+use async_nats::jetstream::stream::{Config, Info, Stream};
 use futures::future::BoxFuture;
 use meterr_operators::time::Time;
 use parking_lot::Mutex;
@@ -129,7 +129,7 @@ impl Connections {
     }
 }
 
-fn context(client: Client) -> jetstream::Context {
+pub(super) fn context(client: Client) -> jetstream::Context {
     let builder = jetstream::context::ContextBuilder::new().timeout(ANSWER).ack_timeout(ANSWER);
     builder.max_ack_inflight(4_096).backpressure_on_inflight(true).build(client)
 }
@@ -193,29 +193,9 @@ impl JetStreamLog {
         create: Option<&str>,
     ) -> LogResult<JetStreamLog> {
         let context = connections.output();
-        let until = Instant::now() + PATIENCE;
-        let mut wait = BackOff::new();
-        let info = loop {
-            match find_or_create(&context, wanted, create).await {
-                Ok(info) => break info,
-                Err(Opening::Refused(what)) => {
-                    return Err(LogError::Format { stream: wanted.stream.clone(), what });
-                }
-                Err(Opening::Away(why)) if Instant::now() >= until => {
-                    return Err(unavailable(&wanted.stream, "cannot open it", &why));
-                }
-                Err(Opening::Away(why)) => {
-                    tracing::warn!(stream = wanted.stream, why, "waiting for JetStream");
-                    wait.wait().await;
-                }
-            }
-        };
-        let wrong = wanted.wrong(&info.config);
-        if !wrong.is_empty() {
-            let what =
-                format!("the stream is set in a way that meterr cannot use: {}", wrong.join("; "));
-            return Err(LogError::Format { stream: wanted.stream.clone(), what });
-        }
+        let create = create.map(|identity| wanted.config(identity, None));
+        let wrong = |config: &Config| wanted.wrong(config);
+        let info = open_stream(&context, &wanted.stream, create.as_ref(), wrong).await?;
         let identity = LogIdentity { stream: wanted.stream.clone(), uuid: identity_of(&info) };
         let shared = Arc::new(Shared {
             identity,
@@ -261,15 +241,48 @@ enum Opening {
     Away(String),
 }
 
+/// Opens a stream, which is created as `create` says if it is not there. `wrong` names what of its
+/// settings would not do.
+pub(super) async fn open_stream(
+    context: &jetstream::Context,
+    stream: &str,
+    create: Option<&Config>,
+    wrong: impl Fn(&Config) -> Vec<String>,
+) -> LogResult<Info> {
+    let refused = |what| Err(LogError::Format { stream: stream.to_owned(), what });
+    let until = Instant::now() + PATIENCE;
+    let mut wait = BackOff::new();
+    let info = loop {
+        match find_or_create(context, stream, create).await {
+            Ok(info) => break info,
+            Err(Opening::Refused(what)) => return refused(what),
+            Err(Opening::Away(why)) if Instant::now() >= until => {
+                return Err(unavailable(stream, "cannot open it", &why));
+            }
+            Err(Opening::Away(why)) => {
+                tracing::warn!(stream, why, "waiting for JetStream");
+                wait.wait().await;
+            }
+        }
+    };
+    match wrong(&info.config) {
+        wrong if wrong.is_empty() => Ok(info),
+        wrong => refused(format!(
+            "the stream is set in a way that meterr cannot use: {}",
+            wrong.join("; ")
+        )),
+    }
+}
+
 async fn find_or_create(
     context: &jetstream::Context,
-    wanted: &Wanted,
-    create: Option<&str>,
+    stream: &str,
+    create: Option<&Config>,
 ) -> Result<Info, Opening> {
     use jetstream::ErrorCode;
     use jetstream::context::{CreateStreamErrorKind as Create, GetStreamErrorKind as Get};
     let away = |error: &dyn std::fmt::Display| Opening::Away(error.to_string());
-    match context.get_stream(&wanted.stream).await {
+    match context.get_stream(stream).await {
         Ok(stream) if led(stream.cached_info()) => return Ok(stream.cached_info().clone()),
         Ok(_) => return Err(away(&"it has no leader")),
         Err(error) => match error.kind() {
@@ -287,14 +300,14 @@ async fn find_or_create(
             _ => return Err(away(&error)),
         },
     }
-    let Some(identity) = create else {
+    let Some(config) = create else {
         return Err(Opening::Refused("there is no such stream".to_owned()));
     };
-    match context.create_stream(wanted.config(identity, None)).await {
-        Ok(stream) if !led(stream.cached_info()) => Err(away(&"it has no leader")),
-        Ok(stream) => {
-            tracing::debug!(stream = wanted.stream, "stream created");
-            Ok(stream.cached_info().clone())
+    match context.create_stream(config.clone()).await {
+        Ok(created) if !led(created.cached_info()) => Err(away(&"it has no leader")),
+        Ok(created) => {
+            tracing::debug!(stream, "stream created");
+            Ok(created.cached_info().clone())
         }
         Err(error) => match error.kind() {
             Create::TimedOut | Create::ResponseParse => Err(away(&error)),

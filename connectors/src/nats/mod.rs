@@ -12,6 +12,8 @@
 //! | [`service`] | questions, answered as a micro-service; [`endpoints`] is their table |
 //! | [`asyncapi`] | the document that describes all subjects |
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
+//! | [`registry`] | a bucket as [`Registry`](crate::cluster::Registry); `bucket` says how it must be set |
+//! | [`peers`] | questions from node to node; `pieces` cuts and joins their answers |
 //! | [`producer`] | messages to usage streams, repeated until they are acknowledged |
 //!
 //! Types of the client library stay in here.
@@ -19,16 +21,21 @@
 pub mod announce;
 mod asking;
 pub mod asyncapi;
+mod bucket;
 pub mod connection;
 pub mod endpoints;
 pub mod follow;
 pub mod import;
 pub mod log;
 pub mod mapping;
+pub mod peers;
+mod pieces;
 mod places;
 pub mod producer;
 mod read;
 mod record;
+pub mod registry;
+mod registry_read;
 pub mod service;
 pub mod streams;
 pub mod subjects;

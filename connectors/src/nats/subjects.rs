@@ -6,6 +6,8 @@
 //! OUT_<k>    out.<k>.*       parts and commit records, written by nodes only
 //!            spend.<org>     changes of an org after each commit, core NATS
 //!            meterr.query.…  questions about one org      meterr.admin.…  everything else
+//! KV_METERR  $KV.METERR.>    who is there and who owns which shard, written by nodes only
+//!            meterr.node.<name>, meterr.cluster.changed   between nodes, core NATS
 //! ```
 
 use meterr_operators::ids::ShardId;
@@ -55,6 +57,20 @@ pub fn spend(org: &str) -> String {
 /// Snapshot of an org, or what it missed.
 pub fn query(org: &str) -> String {
     format!("meterr.query.{org}")
+}
+
+/// Bucket of the registry.
+pub const REGISTRY_BUCKET: &str = "METERR";
+/// Stream of the registry.
+pub const REGISTRY_STREAM: &str = "KV_METERR";
+/// What the subject of every entry of the registry begins with.
+pub const REGISTRY: &str = "$KV.METERR.";
+/// Says to nodes that the registry changed.
+pub const CLUSTER_CHANGED: &str = "meterr.cluster.changed";
+
+/// Questions to a node by other nodes.
+pub fn node(name: &str) -> String {
+    format!("meterr.node.{name}")
 }
 
 /// Addresses besides the questions of [`ENDPOINTS`](super::endpoints::ENDPOINTS), `{…}` standing for

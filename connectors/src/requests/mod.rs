@@ -7,12 +7,14 @@
 //! | `spend` | spend, declared views' rows, top lists, what lacks a price |
 //! | `live` | what a reader of live changes lacks |
 //! | `prices` `views` `time_zone` `dead_letters` | the smaller questions, and changes |
+//! | `cluster` | nodes, and which shard is where |
 //! | `cursor` | pages of one moment |
 //! | [`problem`] | every refusal |
 //!
 //! Invariants: a request is answered in full or refused by a [`Problem`]; no parameter is ignored;
 //! every wait has an end.
 
+pub(crate) mod cluster;
 pub(crate) mod cursor;
 pub(crate) mod dead_letters;
 pub(crate) mod live;

@@ -36,6 +36,8 @@ pub enum Kind {
     NotAcceptable,
     /// The request took too long to arrive.
     SlowRequest,
+    /// The change contradicts what is.
+    Conflict,
     /// A cursor's pinned answer is gone.
     CursorExpired,
     /// The request is beyond a limit.
@@ -57,7 +59,7 @@ pub enum Kind {
 }
 
 /// Name, status, title and meaning of each kind, in the order of [`Kind`].
-pub const KINDS: [(Kind, &str, u16, &str, &str); 17] = [
+pub const KINDS: [(Kind, &str, u16, &str, &str); 18] = [
     (
         Kind::Invalid,
         "invalid",
@@ -114,6 +116,14 @@ pub const KINDS: [(Kind, &str, u16, &str, &str); 17] = [
         408,
         "the request took too long to arrive",
         "the body was not complete within the server's request timeout; nothing was done.",
+    ),
+    (
+        Kind::Conflict,
+        "conflict",
+        409,
+        "the change contradicts what is",
+        "what was asked for does not go together with the present state; detail says what is in the \
+         way. Nothing was done.",
     ),
     (
         Kind::CursorExpired,
@@ -287,6 +297,7 @@ impl From<ApiError> for Problem {
         match error {
             ApiError::Invalid(_) => Problem::new(Kind::Invalid, detail),
             ApiError::NotFound(_) => Problem::new(Kind::NotFound, detail),
+            ApiError::Conflict(_) => Problem::new(Kind::Conflict, detail),
             ApiError::Timeout { current } => {
                 Problem::new(Kind::Timeout, detail).member("current", current.to_string())
             }

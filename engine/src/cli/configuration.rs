@@ -15,7 +15,7 @@ pub(super) fn configuration(
 ) -> anyhow::Result<Exit> {
     match command {
         ConfigCommand::Check(args) => {
-            let result = settings(&args.config, environment, None);
+            let result = settings(&args.config, environment, Vec::new());
             if !args.json {
                 let loaded = result?;
                 // By a file, the environment or a flag, be it to the default.
@@ -53,7 +53,7 @@ pub(super) fn configuration(
             Ok(Exit::Done)
         }
         ConfigCommand::Print(args) => {
-            let mut loaded = settings(&args.config, environment, None)?;
+            let mut loaded = settings(&args.config, environment, Vec::new())?;
             // It may hold a password.
             loaded.raw.nats.url = meterr_connectors::nats::connection::shown(&loaded.raw.nats.url);
             if args.json {

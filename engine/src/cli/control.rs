@@ -82,27 +82,22 @@ pub(super) fn status(args: &StatusArgs, console: &mut Console) -> anyhow::Result
     if args.client.json {
         console.json(&answer)?;
     } else {
-        let mut table = Table::new(&[
-            ">shard",
-            "state",
-            ">epoch",
-            ">position",
-            ">head",
-            ">lag",
-            ">control",
-            "problem",
-        ]);
+        // Nobody needs to be told that the only node owns every shard.
+        let several = shards.iter().any(|shard| shard.owner.is_some() || shard.elsewhere);
+        let owner: &[&str] = if several { &["owner"] } else { &[] };
+        let columns = [">epoch", ">position", ">head", ">lag", ">control", "problem"];
+        let mut table = Table::new(&[&[">shard", "state"], owner, &columns].concat());
         for shard in &shards {
-            table.row([
-                shard.shard.to_string(),
-                shard.state.clone(),
+            let owner = several.then(|| shard.owner.clone().unwrap_or_else(|| "-".to_owned()));
+            let first = [shard.shard.to_string(), shard.state.clone()].into_iter().chain(owner);
+            table.row(first.chain([
                 shard.epoch.to_string(),
                 shard.usage_position.to_string(),
                 shard.usage_head.to_string(),
                 shard.usage_head.saturating_sub(shard.usage_position).to_string(),
                 shard.control_position.to_string(),
                 shard.problem.clone().unwrap_or_default(),
-            ]);
+            ]));
         }
         table.print(&mut console.out)?;
     }

@@ -20,6 +20,7 @@ use crate::telemetry;
 
 pub mod args;
 mod client;
+mod cluster;
 mod configuration;
 mod console;
 mod control;
@@ -188,13 +189,22 @@ fn dispatch(
     console: &mut Console,
     commands: &dyn Commands,
 ) -> anyhow::Result<Exit> {
-    let load = |config: &ConfigArgs, flag: Option<_>| settings(config, environment, flag);
+    let load = |config: &ConfigArgs, flags: Vec<Flag>| settings(config, environment, flags);
     let http = |address: Option<std::net::SocketAddr>| {
-        address.map(|a| ("--http", "http.address", Value::String(a.to_string())))
+        let flag =
+            |a: std::net::SocketAddr| ("--http", "http.address", Value::String(a.to_string()));
+        address.map(flag).into_iter().collect::<Vec<Flag>>()
     };
     match command {
         Command::Serve(args) => {
-            let loaded = load(&args.config, http(args.http))?;
+            let mut flags = http(args.http);
+            if let Some(node) = &args.node {
+                flags.push(("--node", "cluster.node", Value::String(node.clone())));
+            }
+            if args.replica {
+                flags.push(("--replica", "cluster.replica", Value::Boolean(true)));
+            }
+            let loaded = load(&args.config, flags)?;
             log(&loaded, "info")?;
             commands.serve(loaded.settings, args)
         }
@@ -204,7 +214,7 @@ fn dispatch(
             commands.demo(loaded.settings, args, console)
         }
         Command::Verify(args) => {
-            let loaded = load(&args.config, None)?;
+            let loaded = load(&args.config, Vec::new())?;
             log(&loaded, "warn")?;
             commands.verify(loaded.settings, args, console)
         }
@@ -213,7 +223,7 @@ fn dispatch(
                 CheckpointCommand::List(args) | CheckpointCommand::Verify(args) => &args.config,
                 CheckpointCommand::Export(args) | CheckpointCommand::Import(args) => &args.config,
             };
-            let loaded = load(config, None)?;
+            let loaded = load(config, Vec::new())?;
             log(&loaded, "warn")?;
             commands.checkpoint(loaded.settings, command, console)
         }
@@ -223,7 +233,7 @@ fn dispatch(
             let store =
                 store.as_ref().map(|url| ("--store", "backup.store", Value::String(url.clone())));
             let key = key_file.as_deref().map(|file| ("--key-file", "backup.key_file", path(file)));
-            let loaded = settings(config, environment, store.into_iter().chain(key))?;
+            let loaded = settings(config, environment, store.into_iter().chain(key).collect())?;
             log(&loaded, "warn")?;
             commands.backup(loaded.settings, command, console)
         }
@@ -237,7 +247,10 @@ fn dispatch(
                 Location::Embedded(_) => None,
             });
             let config = ConfigArgs { config: args.config.clone(), ..ConfigArgs::default() };
-            let loaded = load(&config, url.map(|url| ("--from or --to", "nats.url", url)))?;
+            let loaded = load(
+                &config,
+                url.map(|url| ("--from or --to", "nats.url", url)).into_iter().collect(),
+            )?;
             log(&loaded, "warn")?;
             commands.log_copy(loaded.settings, args, console)
         }
@@ -252,19 +265,22 @@ fn dispatch(
         Command::TimeZone(command) => control::time_zone(command, console),
         Command::Views(command) => control::views(command, console),
         Command::Status(args) => control::status(args, console),
+        Command::Cluster(command) => cluster::cluster(command, console),
         Command::Config(command) => configuration::configuration(command, environment, console),
         Command::Completions(args) => manual::completions(args, console),
         Command::Man(args) => manual::man(args, console),
     }
 }
 
+/// A flag that sets something of the configuration: the flag, the key, the value.
+type Flag = (&'static str, &'static str, Value);
+
 /// Reads the configuration that a command's arguments name.
 fn settings(
     args: &ConfigArgs,
     environment: &[(String, String)],
-    flags: impl IntoIterator<Item = (&'static str, &'static str, Value)>,
+    mut flags: Vec<Flag>,
 ) -> anyhow::Result<Loaded> {
-    let mut flags: Vec<_> = flags.into_iter().collect();
     if let Some(dir) = &args.data_dir {
         let Some(dir) = dir.to_str() else {
             return Err(UsageError(format!("--data-dir {dir:?} is not UTF-8")).into());

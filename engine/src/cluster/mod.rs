@@ -1,7 +1,7 @@
 //! Many nodes on the same logs: who is there, who owns which shard, and how a shard goes from one node
 //! to another.
 //!
-//! A node keeps a *session* in the registry (`node.<name>`, written anew every third of the lease time)
+//! A node keeps a *session* in the registry (`node.<name>`, written anew every quarter of the lease time)
 //! and owns shards by *leases* (`lease.<shard>`), each taken by compare-and-set; the revision of the
 //! taking is the fencing token. Leases give liveness. Safety comes from the fenced commit of every
 //! epoch: whoever sealed a shard last is the only one whose commits stand.
@@ -9,6 +9,16 @@
 //! A node that does not own a shard may *stand by*: it holds the shard's state, follows its commits and
 //! answers questions from it. A planned move goes to a node that stands by, so the shard's output pauses
 //! for the hand-over only. A replica stands by for every shard and owns none.
+
+pub mod driver;
+pub mod forecast;
+pub mod joining;
+pub mod link;
+pub mod load;
+pub mod member;
+pub mod placement;
+pub mod records;
+mod view;
 
 use meterr_operators::ids::ShardId;
 use serde::{Deserialize, Serialize};
@@ -37,8 +47,12 @@ pub enum Held {
     /// It finished and can be handed over. Stays so until told otherwise; it answers as one that
     /// stands by.
     Released,
-    /// Another node took it over: a commit of this one was refused.
-    Lost,
+    /// Another node took it over: a commit of this one was refused, or its log was found sealed under a
+    /// token above this one's.
+    Lost {
+        /// The token that stands in the log, 0 if it is not known.
+        token: u64,
+    },
     /// It stopped for this reason and needs an operator.
     Stopped(String),
 }
@@ -68,7 +82,8 @@ pub trait Shards: Send + Sync + 'static {
 pub struct NodeView {
     /// Its name.
     pub node: String,
-    /// `up`, `draining`, `replica`, `silent` (not heard for a while) or `gone` (taken to be dead).
+    /// `up`, `draining`, `replica`, `silent` (not heard for a while), `gone` (taken to be dead) or
+    /// `newer` (of a version whose entry this one cannot read).
     pub state: String,
     /// Capacity weight; 1 is usual.
     pub capacity: f64,

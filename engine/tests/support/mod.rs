@@ -31,5 +31,6 @@ pub fn only_shard(
         time_jump_max: i64::MAX,
         progress: watch::channel(Progress::default()).0,
         announcer: None,
+        shared_checkpoints: false,
     }
 }

@@ -275,6 +275,9 @@ fn examples_are_our_types() {
                 }
                 "PriceEffect" => same::<PriceEffect>(example),
                 "Views" => each::<ViewDeclaration>(&example["views"]),
+                "Cluster" => same::<Cluster>(example),
+                "Drain" => same::<Drain>(example),
+                "Move" => same::<Move>(example),
                 "Shards" | "Ready" => each::<ShardStatus>(&example["shards"]),
                 "Changed" => {
                     same::<meterr_operators::ids::Positions>(&example["position"]);

@@ -15,6 +15,7 @@ use crate::copy::Location;
 use crate::quantity::parse_duration;
 
 mod backup;
+mod cluster;
 mod nats;
 mod prices;
 mod values;
@@ -23,6 +24,7 @@ pub use backup::{
     BackupCommand, BackupCreateArgs, BackupListArgs, BackupPruneArgs, BackupRestoreArgs,
     BackupStoreArgs, BackupVerifyArgs,
 };
+pub use cluster::{ClusterCommand, ClusterDrainArgs, ClusterMoveArgs, ClusterStatusArgs, WaitArgs};
 pub use nats::NatsArgs;
 pub use prices::{
     PricesCommand, PricesImportArgs, PricesListArgs, PricesPreviewArgs, PricesSetArgs,
@@ -107,6 +109,9 @@ pub enum Command {
     Views(ViewsCommand),
     /// Show the state of every shard of a server
     Status(StatusArgs),
+    /// Show the nodes of a cluster, drain one, move a shard
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Recompute every view from the log and compare (stop the server first)
     Verify(VerifyArgs),
     /// Look after the checkpoints of a stopped server
@@ -191,8 +196,10 @@ Examples:
   meterr serve
   meterr serve --config config/examples/server.toml
   METERR__TELEMETRY__FORMAT=json meterr serve --data-dir /var/lib/meterr
+  meterr serve --nats nats://10.0.0.1:4222,nats://10.0.0.2:4222 --node a --data-dir /var/lib/meterr
+  meterr serve --nats nats://10.0.0.1:4222 --replica
 
-The first SIGTERM or Ctrl-C drains and stops in order; a second one exits at once with code 130. \
+Nodes on the same NATS servers share the shards; see `meterr cluster --help`. The first SIGTERM or Ctrl-C drains and stops in order; a second one exits at once with code 130. \
 Nothing acknowledged is lost either way.")]
 pub struct ServeArgs {
     /// Which configuration to use.
@@ -201,6 +208,12 @@ pub struct ServeArgs {
     /// Address of the HTTP API (http.address); port 0 takes a free one, printed on stdout
     #[arg(long, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
+    /// Name of this node in a cluster (cluster.node)
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Follow every shard and answer questions, and own none (cluster.replica)
+    #[arg(long)]
+    pub replica: bool,
     /// Go on where a shard stopped because its log's time jumped ahead (log.time_jump_max)
     #[arg(long)]
     pub accept_time_jump: bool,
@@ -550,7 +563,9 @@ pub struct ViewsRemoveArgs {
 
 /// `status`
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Exit code 1 when a shard is stopped.")]
+#[command(after_help = "\
+Of several nodes any can be asked; `meterr cluster status` shows the nodes too. Exit code 1 when a \
+shard is stopped.")]
 pub struct StatusArgs {
     /// Where the server is.
     #[command(flatten)]
@@ -821,6 +836,11 @@ mod tests {
             "views declare v --by user,tag:team --window hour",
             "views remove v",
             "status --json",
+            "cluster status --json",
+            "cluster drain n2 --wait --wait-max 5m",
+            "cluster drain n2 --undo --json",
+            "cluster move 3 n2 --wait",
+            "cluster move 3 --auto",
             "verify --config c --data-dir d --shard 1 --shard 2 --json",
             "checkpoint list --json",
             "checkpoint verify --shard 1",
@@ -862,6 +882,10 @@ mod tests {
             ("prices set p m --withdraw --input 1", "cannot be used with"),
             ("log copy --from d --to embedded:e", "must be embedded:DIR or nats:URL"),
             ("log copy --from embedded:d --to nats:a --replicas 6", "6 is not in 1..=5"),
+            ("cluster move 3", "required arguments were not provided"),
+            ("cluster move 3 n2 --auto", "cannot be used with"),
+            ("cluster move x n2", "invalid digit"),
+            ("cluster drain n2 --wait-max 5m", "required arguments were not provided"),
             ("demo --speed -1", "unexpected argument"),
             ("serve --nat x", "unexpected argument '--nat'"),
         ] {

@@ -23,7 +23,18 @@ pub struct NatsArgs {
     /// Certificate authority of the NATS servers, PEM; connections use TLS then
     #[arg(long, value_name = "FILE", requires = "nats", help_heading = "NATS")]
     pub nats_ca: Option<PathBuf>,
-    /// First part of the subjects answers come on, where permissions ask for one, such as _INBOX_acme
+    /// Certificate that shows the NATS servers who we are, PEM, where they ask for one
+    #[arg(long, value_name = "FILE", requires_all = ["nats", "nats_key"], help_heading = "NATS")]
+    pub nats_certificate: Option<PathBuf>,
+    /// Key of that certificate, PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires_all = ["nats", "nats_certificate"],
+        help_heading = "NATS"
+    )]
+    pub nats_key: Option<PathBuf>,
+    /// First part of the subjects answers come on, where permissions ask for one, such as _INBOX.acme
     #[arg(long, value_name = "PREFIX", requires = "nats", help_heading = "NATS")]
     pub nats_inbox: Option<String>,
 }
@@ -35,8 +46,8 @@ impl NatsArgs {
             url: self.nats.clone()?,
             credentials: self.nats_credentials.clone(),
             ca: self.nats_ca.clone(),
+            certificate: self.nats_certificate.clone().zip(self.nats_key.clone()),
             inbox_prefix: self.nats_inbox.clone(),
-            ..NatsSettings::default()
         })
     }
 }

@@ -3,6 +3,12 @@
 //! What is visible is what is committed: queries run, followers hear and checkpoints are taken only
 //! while no commit is under way. A crash at any point leaves either no commit record (the input is
 //! taken in again) or a commit record (replay is silent).
+//!
+//! [`opening`] rebuilds the state, [`standing_by`] follows another node's commits and takes over; here
+//! is what the owner does.
+
+pub mod opening;
+pub mod standing_by;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,24 +19,22 @@ use futures::executor::block_on;
 use meterr_connectors::api::{AsOf, StreamEvent};
 use meterr_connectors::changes::{Announcer, OrgChanges};
 use meterr_connectors::checkpoint::{CheckpointStore, Kind, Manifest, chunks_hash};
-use meterr_connectors::codec::decode_message;
 use meterr_connectors::log::{Log, LogError, Message, Record};
 use meterr_operators::control::ControlChange;
-use meterr_operators::dedupe::Place;
-use meterr_operators::event::{Event, HashKey, Reason};
+use meterr_operators::event::{HashKey, Reason};
 use meterr_operators::ids::{Positions, ShardId};
 use meterr_operators::rollup::ViewSet;
-use meterr_operators::shard::{Counts, History, Incoming, Shard, ShardError};
+use meterr_operators::shard::{Counts, Shard, ShardError};
 use meterr_operators::time::Time;
 use timely::worker::Worker;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
+use self::opening::{Rebuilt, rebuild, take};
+use self::standing_by::{Behind, Role};
 use crate::announce::{self, Epochs};
 use crate::epoch::Limits;
-use crate::records::{
-    READ_BYTES, control_changes, each_commit, followed, message_hash, orgs_of, parse_commit,
-};
-use crate::recovery::{self, Alarm, Facts};
+use crate::records::{control_changes, followed, message_hash};
+use crate::recovery::Alarm;
 use crate::settings;
 use crate::snapshot;
 use crate::wire::{Commit, PartWriter, Parts, Starts, stream_body};
@@ -71,6 +75,8 @@ pub struct ShardSpec {
     pub progress: watch::Sender<Progress>,
     /// Where subscribers outside of this process hear of commits, if anywhere.
     pub announcer: Option<Arc<dyn Announcer>>,
+    /// Whether other nodes read and write the same checkpoints.
+    pub shared_checkpoints: bool,
 }
 
 /// When a checkpoint is taken.
@@ -143,7 +149,7 @@ pub enum StopReason {
 
 impl StopReason {
     /// What a commit that lost against another one means.
-    fn of_commit(error: LogError) -> StopReason {
+    pub fn of_commit(error: LogError) -> StopReason {
         match error {
             LogError::Conflict { expected, actual, .. } if actual > expected => {
                 StopReason::TakenOver { expected, actual }
@@ -208,7 +214,10 @@ pub struct LiveShard {
     spec: ShardSpec,
     shard: Shard,
     progress: Progress,
+    /// Token of the last commit, our own or another owner's.
     token: u64,
+    role: Role,
+    behind: Behind,
     usage: VecDeque<(Record, Arc<OwnedSemaphorePermit>)>,
     /// Last usage position given.
     usage_read: u64,
@@ -235,24 +244,9 @@ struct CheckpointState {
     under_way: bool,
 }
 
-/// Reads replaced versions back from the usage log.
-struct LogHistory<'a>(&'a dyn Log);
-
-impl History for LogHistory<'_> {
-    fn event_at(&mut self, place: Place) -> Result<Event<'static>, String> {
-        let records = block_on(self.0.read(place.position, 1)).map_err(|e| e.to_string())?;
-        let record = records.into_iter().next().filter(|r| r.position == place.position);
-        let record = record.ok_or("the log does not have that position")?;
-        let decoded = decode_message(&record.message);
-        let line = decoded.lines().find(|(number, ..)| *number == place.line);
-        let (_, _, event) = line.ok_or("the message has no such line")?;
-        event.map(Event::into_owned).map_err(|rejection| rejection.to_string())
-    }
-}
-
 impl LiveShard {
-    /// Opens a shard: rebuilds its state (see [`rebuild`]) and takes it over with a sealing commit
-    /// record. `heard` is told of the replay's progress.
+    /// Opens a shard in one go: rebuilds its state and takes it over with a sealing commit record.
+    /// `heard` is told of the replay's progress.
     ///
     /// # Errors
     /// Why it must not go on.
@@ -261,33 +255,24 @@ impl LiveShard {
         spec: ShardSpec,
         heard: impl FnMut(u64, u64, u64),
     ) -> Result<LiveShard, StopReason> {
-        let Rebuilt { shard, plan, commit, epochs, checkpoint } = rebuild(worker, &spec, heard)?;
-        let ShardSpec { logs, id, .. } = &spec;
-        let (commit_position, commit) =
+        let mut live = LiveShard::stand_by(spec.clone(), rebuild(worker, &spec, heard)?)?;
+        let outcome = block_on(live.seal(0));
+        if live.sealed(outcome)? { Ok(live) } else { Err(StopReason::Raced) }
+    }
+
+    /// A shard as it was rebuilt: it stands by at the last commit.
+    ///
+    /// # Errors
+    /// When the control log cannot be read.
+    pub fn stand_by(spec: ShardSpec, rebuilt: Rebuilt) -> Result<LiveShard, StopReason> {
+        let Rebuilt { shard, plan, commit, epochs, checkpoint } = rebuilt;
+        let (position, commit) =
             commit.map_or((0, None), |(position, commit)| (position, Some(commit)));
-        let sealing = Commit {
-            epoch: plan.epoch,
-            usage_position: commit.as_ref().map_or(0, |c| c.usage_position),
-            control_position: commit.as_ref().map_or(0, |c| c.control_position),
-            log_time: shard.log_time(),
-            token: plan.token,
-            attempt: 0,
-            parts: 0,
-            hash: blake3::hash(b"").to_hex().to_string(),
-            seal: true,
-        };
-        let subject = format!("out.{id}.commit");
-        let payload = serde_json::to_vec(&sealing).expect("texts and numbers are always JSON");
-        let seal = logs.out.commit(Vec::new(), Message::new(subject, payload), commit_position);
-        let sealed = block_on(seal).map_err(|error| match StopReason::of_commit(error) {
-            StopReason::TakenOver { .. } => StopReason::Raced,
-            reason => reason,
-        })?;
         let progress = Progress {
             epoch: plan.epoch,
-            usage: sealing.usage_position,
-            control: sealing.control_position,
-            commit: sealed.last,
+            usage: commit.as_ref().map_or(0, |c| c.usage_position),
+            control: commit.as_ref().map_or(0, |c| c.control_position),
+            commit: position,
         };
         spec.progress.send_replace(progress);
         let mut live = LiveShard {
@@ -296,7 +281,9 @@ impl LiveShard {
             spec,
             shard,
             progress,
-            token: plan.token,
+            token: commit.map_or(0, |commit| commit.token),
+            role: Role::StandingBy,
+            behind: Behind::from(position),
             usage: VecDeque::new(),
             control: VecDeque::new(),
             pending: None,
@@ -322,6 +309,11 @@ impl LiveShard {
         &mut self.shard
     }
 
+    /// Token of the last commit.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
     /// What is committed.
     pub fn progress(&self) -> Progress {
         self.progress
@@ -332,7 +324,8 @@ impl LiveShard {
         let mut as_of = Positions::default();
         as_of.raise(self.spec.id, self.progress.usage);
         as_of.control = Some(self.progress.control);
-        AsOf { as_of, epochs: vec![(self.spec.id, self.progress.epoch)] }
+        let epochs = vec![(self.spec.id, self.progress.epoch)];
+        AsOf { as_of, epochs, staleness_ms: None }
     }
 
     /// Takes usage records to be processed. Records that do not follow the last one taken are passed
@@ -367,9 +360,15 @@ impl LiveShard {
         }
     }
 
-    /// Whether anything waits or is under way.
+    /// Whether an owner has anything that waits or is under way.
     pub fn busy(&self) -> bool {
-        self.pending.is_some() || !self.usage.is_empty() || !self.control.is_empty()
+        let waits = !self.usage.is_empty() || !self.control.is_empty();
+        self.pending.is_some() || (self.owned() && waits)
+    }
+
+    /// Whether a commit is under way.
+    pub fn committing(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// Registers a follower of an org, at the committed state.
@@ -411,7 +410,8 @@ impl LiveShard {
         worker: &mut Worker,
     ) -> Result<Option<futures::future::BoxFuture<'static, Result<u64, LogError>>>, StopReason>
     {
-        if self.pending.is_some() || (self.usage.is_empty() && self.control.is_empty()) {
+        let idle = self.usage.is_empty() && self.control.is_empty();
+        if !self.owned() || self.pending.is_some() || idle {
             return Ok(None);
         }
         let started = Instant::now();
@@ -539,20 +539,7 @@ impl LiveShard {
         let pending = self.pending.take().expect("acknowledgements come for a commit under way");
         let position = position.map_err(StopReason::of_commit)?;
         self.progress = Progress { commit: position, ..pending.progress };
-        for (org, body) in pending.changes {
-            let (shard, epoch) = (self.spec.id, self.progress.epoch);
-            if let Some(followers) = self.followers.get_mut(&org) {
-                followers.retain(|follower| {
-                    // A full queue means a reader too slow to follow: it is let go, and resumes.
-                    let change = StreamEvent::Change { shard, epoch, body: body.clone() };
-                    follower.try_send(change).is_ok()
-                });
-            }
-        }
-        self.followers.retain(|_, followers| {
-            followers.retain(|follower| !follower.is_closed());
-            !followers.is_empty()
-        });
+        self.tell_followers(pending.changes);
         self.spec.progress.send_replace(self.progress);
         while let Some(query) = self.queries.pop_front() {
             query(self);
@@ -566,11 +553,34 @@ impl LiveShard {
         })
     }
 
-    /// Takes a checkpoint if one is due (or `now`), between commits.
+    /// Tells followers what the last commit changed.
+    fn tell_followers(&mut self, changes: Vec<(String, Bytes)>) {
+        for (org, body) in changes {
+            let (shard, epoch) = (self.spec.id, self.progress.epoch);
+            if let Some(followers) = self.followers.get_mut(&org) {
+                followers.retain(|follower| {
+                    // A full queue means a reader too slow to follow: it is let go, and resumes.
+                    let change = StreamEvent::Change { shard, epoch, body: body.clone() };
+                    follower.try_send(change).is_ok()
+                });
+            }
+        }
+        self.followers.retain(|_, followers| {
+            followers.retain(|follower| !follower.is_closed());
+            !followers.is_empty()
+        });
+    }
+
+    /// Takes a checkpoint if one is due (or `now`), between commits. Only an owner does: checkpoints of
+    /// two nodes at one epoch would be no use.
     ///
     /// # Errors
     /// When the state cannot be encoded or the log not be read.
     pub fn checkpoint(&mut self, now: bool) -> Result<Option<CheckpointJob>, StopReason> {
+        if self.owned() { self.take_checkpoint(now) } else { Ok(None) }
+    }
+
+    fn take_checkpoint(&mut self, now: bool) -> Result<Option<CheckpointJob>, StopReason> {
         let state = &self.checkpoint;
         if self.pending.is_some() || state.under_way || self.progress.epoch == state.epoch {
             return Ok(None);
@@ -654,185 +664,4 @@ impl LiveShard {
     pub fn close(self, worker: &mut Worker) {
         self.shard.close(worker);
     }
-}
-
-/// A shard's state rebuilt from checkpoint and logs.
-pub struct Rebuilt {
-    /// The state at the last commit.
-    pub shard: Shard,
-    /// What was decided.
-    pub plan: recovery::Plan,
-    /// The last commit record and its position.
-    pub commit: Option<(u64, Commit)>,
-    /// When each org changed last.
-    pub epochs: Epochs,
-    checkpoint: CheckpointState,
-}
-
-/// Rebuilds a shard: loads its checkpoint and replays in silence to the last commit. Writes nothing.
-///
-/// # Errors
-/// Why it must not go on.
-pub fn rebuild(
-    worker: &mut Worker,
-    spec: &ShardSpec,
-    mut heard: impl FnMut(u64, u64, u64),
-) -> Result<Rebuilt, StopReason> {
-    let ShardSpec { logs, id, .. } = spec;
-    // The last commit first: what it counts up to is then known to be in the other logs.
-    block_on(logs.out.refresh())?;
-    let last_commit = match block_on(logs.out.last_commit())? {
-        Some(record) => Some((record.position, parse_commit(&record)?)),
-        None => None,
-    };
-    block_on(logs.usage.refresh())?;
-    block_on(logs.control.refresh())?;
-    let chain = spec
-        .checkpoints
-        .load(*id, None)
-        .map_err(|error| StopReason::Checkpoint(error.to_string()))?;
-    let newest = chain.as_ref().and_then(|chain| chain.last()).map(|(manifest, _)| manifest);
-    let usage_hash = match newest {
-        Some(manifest) if manifest.usage_position > 0 => {
-            let records = block_on(logs.usage.read(manifest.usage_position, 1))?;
-            records.first().map(|record| message_hash(&record.message))
-        }
-        _ => None,
-    };
-    let plan = recovery::plan(&Facts {
-        checkpoint: newest,
-        commit: last_commit.as_ref().map(|(_, commit)| commit),
-        usage_log: &logs.usage.identity().uuid,
-        control_log: &logs.control.identity().uuid,
-        usage_head: logs.usage.head(),
-        control_head: logs.control.head(),
-        usage_hash,
-    })?;
-    let mut epochs = Epochs::default();
-    let mut shard = Shard::new(worker, *id, spec.shards, spec.key, spec.views);
-    shard.allow_time_jump(spec.time_jump_max);
-    shard.want_deltas();
-    let now = Instant::now();
-    let mut checkpoint = CheckpointState {
-        at: now,
-        epoch: 0,
-        generation: 0,
-        index: 0,
-        base_bytes: 0,
-        delta_bytes: 0,
-        base_due: true,
-        under_way: false,
-    };
-    if let Some(chain) = chain.filter(|_| plan.load) {
-        let (base, rest) = chain.split_first().expect("a chain has its base");
-        let last = rest.last().unwrap_or(base);
-        for (position, change) in control_changes(&*logs.control, 1, Some(last.0.control_position))?
-        {
-            shard.control(worker, position, &change)?;
-        }
-        checkpoint.epoch = last.0.epoch;
-        checkpoint.generation = last.0.generation;
-        checkpoint.index = last.0.index;
-        checkpoint.base_bytes = base.0.bytes;
-        checkpoint.delta_bytes = rest.iter().map(|(manifest, _)| manifest.bytes).sum();
-        // Damage may have hidden newer checkpoints: then the next one begins a generation above them.
-        let newest = spec.checkpoints.list(*id).ok().and_then(|mut list| list.pop());
-        checkpoint.base_due = newest.as_ref() != Some(&last.0);
-        if let Some(newest) = newest {
-            checkpoint.generation = checkpoint.generation.max(newest.generation);
-        }
-        let mut states = Vec::with_capacity(chain.len());
-        for (_, chunks) in chain {
-            let decoded = snapshot::decode(&chunks);
-            let (state, kept) =
-                decoded.map_err(|error| StopReason::Checkpoint(error.to_string()))?;
-            states.push(state);
-            epochs.restore(kept);
-        }
-        shard.restore(worker, states)?;
-    }
-    let mut commits = Vec::new();
-    let mut touched: HashMap<String, u64> = HashMap::new();
-    each_commit(&*logs.out, plan.commit_from, |position, commit, parts| {
-        for part in parts {
-            for org in orgs_of(&part.message.payload) {
-                touched.insert(org, commit.epoch);
-            }
-        }
-        commits.push((position, commit));
-        Ok(())
-    })?;
-    replay(worker, &mut shard, spec, &plan, &commits, &mut heard)?;
-    for (org, epoch) in touched {
-        let number = shard.flow().shared().borrow().names.org(&org);
-        if let Some(number) = number {
-            epochs.raise(number, epoch);
-        }
-    }
-    shard.flow().shared().borrow_mut().rollup.clear_changes();
-    shard.take_withdrawn();
-    Ok(Rebuilt { shard, plan, commit: last_commit, epochs, checkpoint })
-}
-
-/// Takes one record into a shard; returns the number of its lines.
-fn take(shard: &mut Shard, record: &Record, usage: &dyn Log) -> Result<usize, StopReason> {
-    let decoded = decode_message(&record.message);
-    let mut lines = 0;
-    let message = Incoming {
-        position: record.position,
-        time: record.time,
-        subject: &record.message.subject,
-        lines: decoded.lines().inspect(|_| lines += 1),
-    };
-    shard.message(message, &mut LogHistory(usage))?;
-    Ok(lines)
-}
-
-/// Replays committed epochs in silence. Neighbouring epochs without a control change between them
-/// are taken as one: only control changes make a boundary matter.
-fn replay(
-    worker: &mut Worker,
-    shard: &mut Shard,
-    spec: &ShardSpec,
-    plan: &recovery::Plan,
-    commits: &[(u64, Commit)],
-    heard: &mut impl FnMut(u64, u64, u64),
-) -> Result<(), StopReason> {
-    const TOGETHER: usize = 50_000;
-    let mut next = plan.usage_from;
-    let mut waiting: VecDeque<Record> = VecDeque::new();
-    let mut control =
-        control_changes(&*spec.logs.control, plan.control_from, None)?.into_iter().peekable();
-    let last = commits.last().map_or(0, |(_, commit)| commit.usage_position);
-    let first = plan.usage_from.saturating_sub(1);
-    for (_, commit) in commits.iter().filter(|(_, commit)| !commit.seal) {
-        let mut changed = false;
-        while let Some((position, change)) = control.next_if(|(p, _)| *p <= commit.control_position)
-        {
-            if !changed {
-                shard.close_epoch(worker, commit.epoch.saturating_sub(1));
-                changed = true;
-            }
-            shard.control(worker, position, &change)?;
-        }
-        while next <= commit.usage_position {
-            if waiting.is_empty() {
-                waiting = block_on(spec.logs.usage.read(next, READ_BYTES))?.into();
-            }
-            let Some(record) = waiting.pop_front() else {
-                let head = next.saturating_sub(1);
-                let published = commit.usage_position;
-                return Err(Alarm::RolledBack { what: "usage", head, published }.into());
-            };
-            next = record.position + 1;
-            take(shard, &record, &*spec.logs.usage)?;
-        }
-        if shard.pending() >= TOGETHER || shard.has_dead() {
-            shard.close_epoch(worker, commit.epoch);
-            heard(first, next - 1, last);
-        }
-    }
-    shard.close_epoch(worker, plan.epoch);
-    heard(first, last, last);
-    Ok(())
 }

@@ -1,0 +1,471 @@
+//! The registry of a deployment: a replicated bucket of JetStream as [`Registry`].
+//!
+//! An entry is the newest message of `$KV.METERR.<key>`, its revision the message's sequence, and a
+//! removed key a message with `KV-Operation: DEL`. Every write names the sequence it must follow on, so
+//! of several writers one wins.
+//!
+//! An acknowledgement that did not come says nothing, and with replicas neither does a refusal: the
+//! leader refuses a write also while another one to the same key is on its way through the replicas,
+//! be it an earlier attempt of the same write. So after anything but an acknowledgement the leader is
+//! asked what stands. Each write carries a mark of its own in a header, by which it is recognised:
+//!
+//! | what stands | then |
+//! |---|---|
+//! | our mark | it landed |
+//! | what was expected | it is tried again, while there is time |
+//! | something newer | another writer was faster: a conflict |
+//! | something older than expected | who answered is behind; it is asked again |
+//!
+//! A write whose time ran out may still land: it is on its way, and stands if nothing else came before.
+//! Writes of one process to one key wait for each other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::client::Request;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::bucket::{self, VALUE_LEN_MAX};
+use super::connection::{ConnectError, Line, NatsSettings};
+use super::log::{BackOff, context, nonce, open_stream};
+use super::subjects::{CLUSTER_CHANGED, REGISTRY, REGISTRY_STREAM};
+use super::write::told;
+use crate::cluster::{Entry, Registry, RegistryError};
+use crate::log::{LogError, Record};
+
+/// Time a call may take before it says that the registry is not available.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+/// Time one request to the server may take.
+pub(super) const ATTEMPT: Duration = Duration::from_millis(700);
+/// Longest key, in bytes.
+pub const KEY_LEN_MAX: usize = 128;
+
+/// Header that tells a write from every other.
+const MARK: &str = "Meterr-Write";
+/// Header of a removed key.
+const OPERATION: &str = "KV-Operation";
+/// Writes that may be on their way at once; those to one key wait for each other.
+const TURNS: usize = 64;
+
+/// The registry cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The bucket cannot be used or did not answer.
+    #[error(transparent)]
+    Stream(#[from] LogError),
+}
+
+/// A bucket as registry, on a connection of its own; clones share it.
+#[derive(Clone)]
+pub struct NatsRegistry {
+    shared: Arc<Shared>,
+    /// Ends the listening with the last clone.
+    _listening: Arc<Listening>,
+}
+
+struct Listening(AbortHandle);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+pub(super) struct Shared {
+    pub line: Line,
+    pub patience: Duration,
+    runtime: Handle,
+    /// Makes marks and nudges of this registry unlike those of any other.
+    nonce: String,
+    writes: AtomicU64,
+    turns: Vec<Mutex<()>>,
+    nudges: watch::Sender<u64>,
+}
+
+impl NatsRegistry {
+    /// Connects and opens the bucket, which is created with so many replicas if it is not there.
+    /// Requests run on the runtime of the caller.
+    ///
+    /// # Errors
+    /// When no server answers, or the bucket is set in a way that could lose entries, with what to do.
+    pub async fn connect(
+        settings: &NatsSettings,
+        replicas: usize,
+    ) -> Result<NatsRegistry, OpenError> {
+        let line = Line::connect(settings, "meterr registry").await?;
+        let wrong = |found: &_| bucket::wrong(found, replicas);
+        let create = bucket::config(replicas);
+        open_stream(&context(line.client()), REGISTRY_STREAM, Some(&create), wrong).await?;
+        let shared = Arc::new(Shared {
+            line,
+            patience: PATIENCE,
+            runtime: Handle::current(),
+            nonce: nonce(),
+            writes: AtomicU64::new(0),
+            turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
+            nudges: watch::Sender::new(0),
+        });
+        let (heard, listens) = tokio::sync::oneshot::channel();
+        let listening = tokio::spawn(listen(shared.clone(), heard)).abort_handle();
+        let listening = Arc::new(Listening(listening));
+        // Nudges are best effort; without them the registry is only slower to notice.
+        let _ = timeout(PATIENCE, listens).await;
+        Ok(NatsRegistry { shared, _listening: listening })
+    }
+
+    /// Connections made so far, and whether there is one now.
+    pub fn connection(&self) -> (u64, bool) {
+        (self.shared.line.connects(), self.shared.line.connected())
+    }
+
+    /// Runs on the runtime, so that callers may wait with any executor, and one that goes away does
+    /// not cut a write short.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, RegistryError>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, RegistryError>> {
+        let task = self.shared.runtime.spawn(work);
+        Box::pin(async move {
+            task.await.unwrap_or_else(|error| Err(RegistryError::Unavailable(error.to_string())))
+        })
+    }
+}
+
+/// Counts nudges of others. Ends with the registry; a client that died is replaced here.
+async fn listen(shared: Arc<Shared>, heard: tokio::sync::oneshot::Sender<()>) {
+    let mut heard = Some(heard);
+    let mut wait = BackOff::new();
+    loop {
+        let client = shared.line.client();
+        if let Ok(mut nudges) = client.subscribe(CLUSTER_CHANGED).await {
+            if settled(&client).await {
+                wait = BackOff::new();
+                heard.take().map(|heard| heard.send(()));
+            }
+            while let Some(nudge) = nudges.next().await {
+                if nudge.payload != shared.nonce.as_bytes() {
+                    shared.nudges.send_modify(|count| *count = count.wrapping_add(1));
+                }
+            }
+        }
+        // Only a dead client ends a subscription. What was nudged meanwhile is not known.
+        shared.line.revive().await;
+        shared.nudges.send_modify(|count| *count = count.wrapping_add(1));
+        wait.wait().await;
+    }
+}
+
+/// Waits until the server has read what was sent before; false when it does not answer.
+pub(super) async fn settled(client: &async_nats::Client) -> bool {
+    let inbox = client.new_inbox();
+    let echo = async {
+        let mut echo = client.subscribe(inbox.clone()).await.ok()?;
+        client.publish(inbox, Bytes::new()).await.ok()?;
+        echo.next().await
+    };
+    timeout(PATIENCE, echo).await.ok().flatten().is_some()
+}
+
+/// What stands under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Standing {
+    revision: u64,
+    /// `None`: the key was removed.
+    value: Option<Bytes>,
+    mark: Option<String>,
+}
+
+/// What to do about a write that was not acknowledged.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Landed(u64),
+    /// It may be tried on this sequence.
+    Again(u64),
+    Conflict,
+    /// Who answered does not know yet what the caller knew.
+    Behind,
+}
+
+/// Decides from what the leader says. `head` is the bucket's newest sequence by the leader.
+fn verdict(standing: Option<&Standing>, head: u64, expected: u64, mark: &str) -> Verdict {
+    match standing {
+        Some(Standing { revision, mark: Some(found), .. }) if found == mark => {
+            Verdict::Landed(*revision)
+        }
+        Some(Standing { revision, value: Some(_), .. }) if *revision == expected => {
+            Verdict::Again(expected)
+        }
+        Some(Standing { revision, value: None, .. }) if expected == 0 => Verdict::Again(*revision),
+        Some(Standing { revision, .. }) if *revision < expected => Verdict::Behind,
+        Some(_) => Verdict::Conflict,
+        None if expected == 0 => Verdict::Again(0),
+        None if head < expected => Verdict::Behind,
+        None => Verdict::Conflict,
+    }
+}
+
+impl Standing {
+    fn of(record: Record) -> Standing {
+        let header = |name: &str| {
+            let headers = record.message.headers.iter();
+            headers.rev().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone())
+        };
+        let mark = header(MARK);
+        let removed = header(OPERATION).is_some_and(|what| what == "DEL" || what == "PURGE");
+        let value = (!removed).then(|| record.message.payload.clone());
+        Standing { revision: record.position, value, mark }
+    }
+}
+
+/// An entry from what stands in the bucket; nothing for a removed key or a strange one.
+pub(super) fn entry(record: Record) -> Option<Entry> {
+    let key = record.message.subject.strip_prefix(REGISTRY)?.to_owned();
+    if strange(&key).is_some() {
+        tracing::debug!(key, "entry of somebody else");
+        return None;
+    }
+    let standing = Standing::of(record);
+    Some(Entry { key, revision: standing.revision, value: standing.value? })
+}
+
+/// What is wrong with a key.
+fn strange(key: &str) -> Option<String> {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    };
+    let good = key.len() <= KEY_LEN_MAX && key.split('.').all(part);
+    (!good).then(|| {
+        format!(
+            "{key:?} is no key: parts of letters, digits, '_' and '-' joined by dots, at most \
+             {KEY_LEN_MAX} bytes"
+        )
+    })
+}
+
+impl Shared {
+    /// A request with the time of one attempt, never beyond `until`. Nothing is sent while there is no
+    /// connection: it would go out whenever that is back.
+    pub(super) async fn ask(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+        until: Instant,
+    ) -> Result<Bytes, String> {
+        if !self.line.connected() {
+            return Err(super::asking::AWAY.to_owned());
+        }
+        let left = until.saturating_duration_since(Instant::now()).min(ATTEMPT);
+        let request = Request::new().headers(headers).payload(payload).timeout(Some(left));
+        // Where commands wait for a connection there may be no place for more.
+        let answer = timeout(left, self.line.client().send_request(subject, request)).await;
+        let answer = answer.map_err(|_| "no answer in time".to_owned())?;
+        answer.map(|message| message.payload).map_err(|error| told(&error))
+    }
+
+    async fn publish(
+        &self,
+        key: &str,
+        headers: &HeaderMap,
+        value: &Bytes,
+        at: u64,
+        until: Instant,
+    ) -> Result<u64, String> {
+        #[derive(serde::Deserialize)]
+        struct Ack {
+            #[serde(default)]
+            seq: u64,
+            error: Option<serde_json::Value>,
+        }
+        let mut headers = headers.clone();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", at.to_string());
+        headers.insert("Nats-Expected-Stream", REGISTRY_STREAM);
+        let answer = self.ask(format!("{REGISTRY}{key}"), headers, value.clone(), until).await?;
+        let ack: Ack = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
+        match ack.error {
+            None if ack.seq > 0 => Ok(ack.seq),
+            None => Err("the answer is no acknowledgement".to_owned()),
+            Some(error) => Err(error["description"].as_str().unwrap_or("refused").to_owned()),
+        }
+    }
+
+    /// Looks at what stands and decides, trying until somebody says something of use.
+    async fn look(
+        &self,
+        key: &str,
+        expected: u64,
+        mark: &str,
+        until: Instant,
+    ) -> Result<Verdict, String> {
+        let which = serde_json::json!({ "last_by_subj": format!("{REGISTRY}{key}") });
+        let standing = self.of_leader(&which, until).await?.map(Standing::of);
+        let head = match &standing {
+            None if expected > 0 => self.head(until).await?,
+            _ => 0,
+        };
+        Ok(verdict(standing.as_ref(), head, expected, mark))
+    }
+
+    /// Writes a value, or removes the key, if it is at the revision expected.
+    async fn change(
+        &self,
+        key: String,
+        value: Option<Bytes>,
+        expected: u64,
+    ) -> Result<u64, RegistryError> {
+        let until = Instant::now() + self.patience;
+        if let Some(problem) = strange(&key) {
+            return Err(RegistryError::Unavailable(problem));
+        }
+        if let Some(len) = value.as_ref().map(Bytes::len).filter(|len| *len > VALUE_LEN_MAX) {
+            return Err(RegistryError::Unavailable(format!(
+                "the value of {key:?} has {len} bytes; at most {VALUE_LEN_MAX}"
+            )));
+        }
+        let n = self.writes.fetch_add(1, Ordering::Relaxed);
+        let mark = format!("{}-{n}", self.nonce);
+        let mut headers = HeaderMap::new();
+        headers.insert(MARK, mark.as_str());
+        if value.is_none() {
+            headers.insert(OPERATION, "DEL");
+        }
+        let value = value.unwrap_or_default();
+        let unavailable = |why: &str| RegistryError::Unavailable(format!("writing {key:?}: {why}"));
+        let place = crc32c::crc32c(key.as_bytes()) as usize % TURNS;
+        let turn = timeout_at(until, self.turns[place].lock()).await;
+        let _turn = turn.map_err(|_| unavailable("writes to the same key before it hang"))?;
+        let mut at = expected;
+        let mut wait = BackOff::new();
+        loop {
+            let mut why = match self.publish(&key, &headers, &value, at, until).await {
+                Ok(revision) => return Ok(revision),
+                Err(why) => why,
+            };
+            loop {
+                if Instant::now() >= until {
+                    return Err(unavailable(&why));
+                }
+                match self.look(&key, expected, &mark, until).await {
+                    Ok(Verdict::Landed(revision)) => return Ok(revision),
+                    Ok(Verdict::Conflict) => return Err(RegistryError::Conflict { key, expected }),
+                    Ok(Verdict::Again(sequence)) if sequence != at => {
+                        at = sequence;
+                        break;
+                    }
+                    Ok(Verdict::Again(_)) => {
+                        wait.wait().await;
+                        break;
+                    }
+                    Ok(Verdict::Behind) => why = "the server that answers is behind".to_owned(),
+                    Err(error) => why = error,
+                }
+                wait.wait().await;
+            }
+            tracing::debug!(key, why, "writing it again");
+        }
+    }
+}
+
+impl Registry for NatsRegistry {
+    fn read(&self) -> BoxFuture<'static, Result<Vec<Entry>, RegistryError>> {
+        let shared = self.shared.clone();
+        self.run(async move { shared.read().await.map_err(RegistryError::Unavailable) })
+    }
+
+    fn write(
+        &self,
+        key: String,
+        value: Bytes,
+        expected: u64,
+    ) -> BoxFuture<'static, Result<u64, RegistryError>> {
+        let shared = self.shared.clone();
+        self.run(async move { shared.change(key, Some(value), expected).await })
+    }
+
+    fn remove(&self, key: String, expected: u64) -> BoxFuture<'static, Result<(), RegistryError>> {
+        let shared = self.shared.clone();
+        self.run(async move { shared.change(key, None, expected).await.map(drop) })
+    }
+
+    fn nudge(&self) -> BoxFuture<'static, ()> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            if shared.line.connected() {
+                let whose = Bytes::from(shared.nonce.clone());
+                let client = shared.line.client();
+                let sent = timeout(ATTEMPT, client.publish(CLUSTER_CHANGED, whose)).await;
+                tracing::trace!(?sent, "nudged");
+            }
+        })
+    }
+
+    fn nudged(&self) -> BoxFuture<'static, ()> {
+        // From the call on, not from the first poll.
+        let mut nudges = self.shared.nudges.subscribe();
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            // The sender lives as long as `shared`.
+            let _ = nudges.changed().await;
+            drop(shared);
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_decides() {
+        let standing = |revision, there: bool, mark: &str| Standing {
+            revision,
+            value: there.then(|| Bytes::from_static(b"v")),
+            mark: (!mark.is_empty()).then(|| mark.to_owned()),
+        };
+        let of = |standing: Option<Standing>, head, expected| {
+            verdict(standing.as_ref(), head, expected, "me-1")
+        };
+        // Ours, whatever the rest says.
+        assert_eq!(of(Some(standing(9, true, "me-1")), 0, 5), Verdict::Landed(9));
+        assert_eq!(of(Some(standing(9, false, "me-1")), 0, 5), Verdict::Landed(9));
+        assert_eq!(of(Some(standing(9, true, "me-1")), 0, 0), Verdict::Landed(9));
+        // As expected.
+        assert_eq!(of(Some(standing(5, true, "me-0")), 0, 5), Verdict::Again(5));
+        assert_eq!(of(Some(standing(5, false, "you")), 0, 0), Verdict::Again(5));
+        assert_eq!(of(None, 0, 0), Verdict::Again(0));
+        // Somebody else's.
+        assert_eq!(of(Some(standing(9, true, "me-2")), 0, 5), Verdict::Conflict);
+        assert_eq!(of(Some(standing(9, true, "")), 0, 0), Verdict::Conflict);
+        assert_eq!(of(Some(standing(9, false, "you")), 0, 5), Verdict::Conflict);
+        // A removed key is at no revision.
+        assert_eq!(of(Some(standing(5, false, "you")), 0, 5), Verdict::Conflict);
+        assert_eq!(of(None, 5, 5), Verdict::Conflict);
+        // Who answers is behind.
+        assert_eq!(of(None, 4, 5), Verdict::Behind);
+        assert_eq!(of(Some(standing(4, true, "you")), 0, 5), Verdict::Behind);
+        assert_eq!(of(Some(standing(4, false, "you")), 0, 5), Verdict::Behind);
+    }
+
+    #[test]
+    fn keys_are_parts_joined_by_dots() {
+        for good in ["node.a", "lease.12", "x", "a_b-C.9"] {
+            assert_eq!(strange(good), None, "{good}");
+        }
+        let long = "k".repeat(KEY_LEN_MAX + 1);
+        for bad in ["", ".", "a.", ".a", "a..b", "a b", "a*", "a.>", "ä", "a\r\nb", &long] {
+            assert!(strange(bad).is_some(), "{bad:?}");
+        }
+    }
+}
