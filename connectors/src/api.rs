@@ -398,7 +398,8 @@ pub struct ShardStatus {
 pub struct ClusterNode {
     /// Its name.
     pub node: String,
-    /// `up`, `draining`, `replica`, `silent` (not heard for a while) or `gone` (taken to be dead).
+    /// `up`, `draining`, `replica`, `silent` (not heard for a while), `gone` (taken to be dead) or
+    /// `newer` (of a version whose entry the node that was asked cannot read).
     pub state: String,
     /// Capacity weight; 1 is usual.
     pub capacity: f64,

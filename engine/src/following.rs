@@ -3,9 +3,11 @@
 //!
 //! While the shard is at work on this node, its changes come from it the moment they are committed.
 //! Otherwise they come from its output log ([`tails`](crate::tails)), which goes on wherever the shard
-//! goes. When a shard leaves this node, its followers go on from the log without noticing.
+//! goes. Followers of a shard that is handed over hear from it while it stands by, and go on from the
+//! log when it leaves this node, without noticing.
 
 use std::collections::VecDeque;
+use std::sync::Weak;
 
 use futures::stream::{BoxStream, StreamExt};
 use meterr_connectors::api::{ApiError, ApiResult, StreamEvent, StreamId};
@@ -15,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::asking::strange;
 use crate::catch_up::Change;
 use crate::cluster::Held;
+use crate::cluster::link::ClusterLink;
 use crate::questions::{Answered, Refusal, ShardAnswer, ShardQuestion};
 use crate::service::Service;
 use crate::tails::Place;
@@ -38,8 +41,8 @@ struct Following {
 
 /// Who fills a follower's queue.
 enum Source {
-    /// The shard on this node, owned under this token, if there are tokens.
-    Here(Option<u64>),
+    /// The shard on this node, for as long as this is alive.
+    Here(Weak<()>),
     /// A tail, in which this is its place.
     Tail(#[expect(dead_code, reason = "held for its drop")] Place),
 }
@@ -73,42 +76,30 @@ impl Service {
     }
 
     async fn following(&self, shard: ShardId, org: String, from: From) -> ApiResult<Following> {
-        if let Some(token) = self.at_work_here(shard) {
-            match self.follow_here(shard, &org, from, token).await {
-                Err(ApiError::Unavailable(_)) if self.shared.cluster.get().is_some() => {}
+        let link = self.shared.cluster.get();
+        let at_work =
+            |link: &ClusterLink| matches!(link.held(shard), Held::Owned { live: true, .. });
+        if link.is_none_or(at_work) {
+            match self.follow_here(shard, &org, from).await {
+                Err(ApiError::Unavailable(_)) if link.is_some() => {}
                 followed => return followed,
             }
         }
         self.follow_out(shard, org, from).await
     }
 
-    /// The token under which a shard is at work on this node, if it is; a node that is alone has none.
-    fn at_work_here(&self, shard: ShardId) -> Option<Option<u64>> {
-        match self.shared.cluster.get().map(|link| link.held(shard)) {
-            None => Some(None),
-            Some(Held::Owned { live: true, token }) => Some(Some(token)),
-            Some(_) => None,
-        }
-    }
-
     /// Follows a shard of this node. Registered first, then the past is read, so nothing falls between.
-    async fn follow_here(
-        &self,
-        shard: ShardId,
-        org: &str,
-        from: From,
-        token: Option<u64>,
-    ) -> ApiResult<Following> {
+    async fn follow_here(&self, shard: ShardId, org: &str, from: From) -> ApiResult<Following> {
         let (sender, queue) = mpsc::channel(FOLLOWER_BACKLOG);
         let name = org.to_owned();
         let refused = |refusal: Refusal| self.refused(shard, refusal);
         let asked = self.run_here(shard, move |live| {
-            live.follow(&name, sender);
+            let life = live.follow(&name, sender);
             let epoch = live.progress().epoch;
             let known = matches!(from, From::Epoch(after) if after <= epoch);
-            (epoch, (!known).then(|| live.snapshot(&name)))
+            (life, epoch, (!known).then(|| live.snapshot(&name)))
         });
-        let (epoch, snapshot) = asked.await.map_err(refused)?;
+        let (life, epoch, snapshot) = asked.await.map_err(refused)?;
         let mut first = VecDeque::new();
         match (from, snapshot) {
             (From::Anew, Some(snapshot)) => first.push_back(snapshot),
@@ -130,7 +121,7 @@ impl Service {
         }
         let seen = first.iter().filter_map(epoch_of_event).max().unwrap_or(epoch);
         let (service, org) = (self.clone(), org.to_owned());
-        Ok(Following { service, shard, org, first, seen, queue, source: Source::Here(token) })
+        Ok(Following { service, shard, org, first, seen, queue, source: Source::Here(life) })
     }
 
     /// Follows a shard's output log. Joined first, then the past is read, so nothing falls between.
@@ -217,10 +208,9 @@ impl Following {
     /// Goes on when the queue has ended because the shard left this node.
     async fn moved(self) -> Option<Following> {
         let Following { service, shard, org, seen, source, .. } = self;
-        let Source::Here(token) = source else { return None };
-        // Owned as before: then it was the reader that was too slow.
-        let stays = service.at_work_here(shard) == Some(token);
-        if stays || *service.shared.draining.borrow() {
+        let Source::Here(life) = source else { return None };
+        // The shard is as it was: then it was the reader that was too slow.
+        if life.upgrade().is_some() || *service.shared.draining.borrow() {
             return None;
         }
         let followed = service.following(shard, org, From::Epoch(seen)).await;

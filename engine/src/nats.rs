@@ -7,6 +7,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::FutureExt;
 use meterr_connectors::api::Api;
 use meterr_connectors::changes::Announcer;
 use meterr_connectors::log::Log;
@@ -23,6 +25,8 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::cluster::link::OpenOut;
+use crate::cluster::link::OpenOut;
 use crate::node::NodeError;
 use crate::settings::{self, MappingWanted};
 
@@ -120,6 +124,27 @@ impl Nats {
         Ok(log)
     }
 
+    /// Opens output logs once more, each for a reader of its own.
+    pub fn out_opener(&self) -> OpenOut {
+        let (connections, runtime) = (self.connections.clone(), self.runtime.handle().clone());
+        let (_, _, out) = self.wanted();
+        Arc::new(move |shard| {
+            let (connections, runtime, wanted) = (connections.clone(), runtime.clone(), out(shard));
+            async move {
+                let open = async move { JetStreamLog::open(&connections, &wanted, None).await };
+                match runtime.spawn(open).await {
+                    Ok(Ok(log)) => {
+                        let log: Arc<dyn Log> = Arc::new(log);
+                        Ok(log)
+                    }
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+            .boxed()
+        })
+    }
+
     /// Looks whether the server maps `usage.<org>` to the right shard.
     ///
     /// # Errors
@@ -198,6 +223,20 @@ impl Nats {
         let connected = connected.await.unwrap_or_else(|died| Err(died.to_string()));
         connected.map_err(|why: String| {
             NodeError::Refused(format!("this node cannot be part of the cluster: {why}"))
+        })
+    }
+
+    /// Opens output logs once more, each with a reader of its own.
+    pub fn out_opener(&self) -> OpenOut {
+        let (connections, runtime) = (self.connections.clone(), self.runtime().clone());
+        let (_, _, out) = self.wanted();
+        Arc::new(move |shard| {
+            let (connections, wanted) = (connections.clone(), out(shard));
+            let opening = runtime.spawn(async move {
+                let log = JetStreamLog::open(&connections, &wanted, None).await;
+                log.map(|log| Arc::new(log) as Arc<dyn Log>).map_err(|error| error.to_string())
+            });
+            async move { opening.await.unwrap_or_else(|died| Err(died.to_string())) }.boxed()
         })
     }
 

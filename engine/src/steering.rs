@@ -103,6 +103,7 @@ fn may_move(view: &ClusterView, wish: &Move) -> ApiResult<()> {
         "draining" => "is draining: it takes no shard",
         "replica" => "is a replica: it owns no shard",
         "silent" => "was not heard for a while",
+        "newer" => "has a version whose entry this node cannot read; ask a node of that version",
         _ => "is gone",
     };
     Err(ApiError::Conflict(format!("node {name:?} {why}")))
@@ -188,13 +189,14 @@ mod tests {
         }
     }
 
-    const NODES: [(&str, &str); 6] = [
+    const NODES: [(&str, &str); 7] = [
         ("n1", "up"),
         ("n2", "up"),
         ("n3", "draining"),
         ("n4", "gone"),
         ("n5", "silent"),
         ("r1", "replica"),
+        ("n6", "newer"),
     ];
 
     #[test]
@@ -231,6 +233,7 @@ mod tests {
             (0, Some("n4"), "gone"),
             (0, Some("n5"), "not heard"),
             (0, Some("r1"), "replica"),
+            (0, Some("n6"), "version"),
             (0, Some("n9"), "no node \"n9\""),
         ] {
             let error = ask(shard, node).unwrap_err();

@@ -207,11 +207,10 @@ fn verdict(standing: Option<&Standing>, head: u64, expected: u64, mark: &str) ->
             Verdict::Again(expected)
         }
         Some(Standing { revision, value: None, .. }) if expected == 0 => Verdict::Again(*revision),
-        Some(Standing { revision, .. }) if *revision < expected => Verdict::Behind,
-        Some(_) => Verdict::Conflict,
         None if expected == 0 => Verdict::Again(0),
-        None if head < expected => Verdict::Behind,
-        None => Verdict::Conflict,
+        Some(Standing { revision, .. }) if *revision >= expected => Verdict::Conflict,
+        _ if head < expected => Verdict::Behind,
+        _ => Verdict::Conflict,
     }
 }
 
@@ -311,10 +310,8 @@ impl Shared {
     ) -> Result<Verdict, String> {
         let which = serde_json::json!({ "last_by_subj": format!("{REGISTRY}{key}") });
         let standing = self.of_leader(&which, until).await?.map(Standing::of);
-        let head = match &standing {
-            None if expected > 0 => self.head(until).await?,
-            _ => 0,
-        };
+        let older = standing.as_ref().is_none_or(|standing| standing.revision < expected);
+        let head = if older && expected > 0 { self.head(until).await? } else { 0 };
         Ok(verdict(standing.as_ref(), head, expected, mark))
     }
 
@@ -452,6 +449,7 @@ mod tests {
         // A removed key is at no revision.
         assert_eq!(of(Some(standing(5, false, "you")), 0, 5), Verdict::Conflict);
         assert_eq!(of(None, 5, 5), Verdict::Conflict);
+        assert_eq!(of(Some(standing(4, true, "you")), 5, 5), Verdict::Conflict);
         // Who answers is behind.
         assert_eq!(of(None, 4, 5), Verdict::Behind);
         assert_eq!(of(Some(standing(4, true, "you")), 0, 5), Verdict::Behind);

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::actors::Wishes;
 use crate::cluster::driver::{self, Cluster, ClusterError, End, Surroundings};
-use crate::cluster::link::{ClusterControl, ClusterLink, ControlError};
+use crate::cluster::link::{ClusterControl, ClusterLink, ControlError, Outlook};
 use crate::cluster::member::{self, ReleaseRequest};
 use crate::nats::Nats;
 use crate::node::{NodeError, NodeShared, random_bytes};
@@ -84,6 +84,10 @@ pub async fn join(
         peers: peers.clone(),
         shards,
         staleness: Arc::new(staleness),
+        open_out: nats.out_opener(),
+        outlook: Arc::new(Outlook::default),
+        open_out: nats.out_opener(),
+        outlook: Arc::new(Outlook::default),
         control: Arc::new(Control(cluster.clone())),
         patience: wait.saturating_sub(MARGIN).max(MARGIN / 2),
     };

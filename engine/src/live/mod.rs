@@ -11,7 +11,7 @@ pub mod opening;
 pub mod standing_by;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -211,6 +211,8 @@ pub type Query = Box<dyn FnOnce(&mut LiveShard) + Send>;
 
 /// A shard on a worker thread.
 pub struct LiveShard {
+    /// Gone before its followers' queues end, so that they can tell why one ended.
+    life: Arc<()>,
     spec: ShardSpec,
     shard: Shard,
     progress: Progress,
@@ -276,6 +278,7 @@ impl LiveShard {
         };
         spec.progress.send_replace(progress);
         let mut live = LiveShard {
+            life: Arc::new(()),
             control_read: progress.control,
             usage_read: progress.usage,
             spec,
@@ -371,9 +374,11 @@ impl LiveShard {
         self.pending.is_some()
     }
 
-    /// Registers a follower of an org, at the committed state.
-    pub fn follow(&mut self, org: &str, follower: mpsc::Sender<StreamEvent>) {
+    /// Registers a follower of an org, at the committed state. Its queue ends while what is returned is
+    /// alive when it was too slow, otherwise with the shard on this node.
+    pub fn follow(&mut self, org: &str, follower: mpsc::Sender<StreamEvent>) -> Weak<()> {
         self.followers.entry(org.to_owned()).or_default().push(follower);
+        Arc::downgrade(&self.life)
     }
 
     /// Epoch of the last commit that changed an org, 0 for none; `None` when it is not known.
@@ -662,6 +667,7 @@ impl LiveShard {
 
     /// Takes the shard down. Followers' streams end.
     pub fn close(self, worker: &mut Worker) {
+        drop(self.life);
         self.shard.close(worker);
     }
 }

@@ -2,7 +2,7 @@
 //! and questions between them that a test can hold up or cut off.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -220,6 +220,13 @@ impl Node {
             workers: RwLock::new(vec![worker.sender()]),
             progress: seen,
             states: (0..SHARDS).map(|_| Mutex::new((State::Claim, None))).collect(),
+            tokens: (0..SHARDS).map(|_| AtomicU64::new(0)).collect(),
+            behind: (0..SHARDS).map(|_| AtomicU64::new(0)).collect(),
+            current: (0..SHARDS).map(|_| Mutex::new(None)).collect(),
+            writing: (0..SHARDS).map(|_| AtomicBool::new(false)).collect(),
+            stopping: AtomicBool::new(false),
+            shards_changed: tokio::sync::Notify::new(),
+            leased: true,
             control: RwLock::new(ControlState::default()),
             control_seen: watch::Sender::new(0),
             metrics: Metrics::new(false),
@@ -240,12 +247,12 @@ impl Node {
                     tell_opened.send_modify(|opened| opened[usize::from(shard.0)] = open);
                 };
                 match event {
-                    Event::Opened(shard, _) => set(shard, true, State::Live),
+                    Event::Owned(shard, _) => set(shard, true, State::Live),
                     Event::Drained(shard) => set(shard, false, State::Released),
                     Event::Stopped(shard, why) => {
                         set(shard, false, State::Stopped(why.to_string()));
                     }
-                    Event::Checkpoint(shard, _) => {
+                    Event::Checkpoint(shard, Some(_)) => {
                         drop(sender.send(Command::Checkpointed(shard, true)));
                     }
                     _ => {}
@@ -317,6 +324,7 @@ impl Node {
                 base_ratio: 0.5,
             },
             time_jump_max: i64::MAX,
+            shared_checkpoints: true,
             progress: self.progress[usize::from(shard.0)].clone(),
             announcer: None,
         }
@@ -324,7 +332,7 @@ impl Node {
 
     async fn open(&self, spec: ShardSpec) {
         let shard = spec.id;
-        self.shared.tell(shard, Command::Open(Box::new(spec))).await;
+        self.shared.tell(shard, Command::Open(Box::new(spec), Some(0))).await;
         let mut opened = self.opened.clone();
         opened.wait_for(|opened| opened[usize::from(shard.0)]).await.unwrap();
     }

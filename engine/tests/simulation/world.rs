@@ -24,6 +24,8 @@ use crate::registry::Registry;
 pub const SECOND: u64 = 1_000_000;
 /// Time after which a silent node is taken to be dead.
 pub const TTL: u64 = SECOND;
+/// How long the driver waits for a read or a write.
+const LIMIT: u64 = TTL / 4;
 /// When faults begin.
 const QUIET: u64 = 2 * SECOND;
 /// Longest time after the last fault until everything must be in order again.
@@ -384,7 +386,8 @@ impl World {
         let old = self.rng.percent(10);
         let age = if old { self.rng.below(5) as usize } else { 0 };
         let entries = (!away).then(|| self.registry.read(age));
-        let wait = if away { TTL / 2 } else { self.delay().min(TTL / 2) };
+        let wait = if away { LIMIT } else { self.delay() };
+        let (entries, wait) = if wait >= LIMIT { (None, LIMIT) } else { (entries, wait) };
         self.nodes[node].reading = true;
         self.after(wait, node, Event::ReadDone { begun, entries });
     }
@@ -424,7 +427,7 @@ impl World {
     fn execute(&mut self, node: usize, action: Action) {
         match action {
             Action::Write { key, value, expected } => {
-                let (sent, limit, delay) = (self.now, TTL / 2, self.delay());
+                let (sent, limit, delay) = (self.now, LIMIT, self.delay());
                 let cut = self.cut(node);
                 if cut || delay >= limit {
                     let outcome = Err(RegistryError::Unavailable("late".to_owned()));
@@ -498,7 +501,7 @@ impl World {
         expected: u64,
         sent: u64,
     ) {
-        let limit = sent + TTL / 2;
+        let limit = sent + LIMIT;
         let away = || Err(RegistryError::Unavailable("no answer".to_owned()));
         if self.now < self.writes_down {
             if self.now < limit {

@@ -31,6 +31,7 @@ States of nodes:
   replica   follows every shard and answers, but owns none
   silent    was not heard for a while; its shards stay with it until it is taken to be dead
   gone      taken to be dead; its shards go to the others
+  newer     of a version whose entry the node that was asked cannot read
 
 Exit code 1 when a shard is stopped, owned by nobody, or its owner does not answer.")]
 pub struct ClusterStatusArgs {

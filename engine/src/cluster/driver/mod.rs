@@ -264,6 +264,12 @@ fn check_node(node: &str, entries: &[Entry]) -> Result<(), ClusterError> {
     Err(ClusterError::Unknown(format!("there is no node {node:?}; there are {}", names.join(", "))))
 }
 
+/// How long a read or a write may take. Short, so that one that met a short outage is over long before the
+/// node is silent for too long.
+fn attempt(ttl: Duration) -> Duration {
+    ttl / 4
+}
+
 struct Driver {
     member: Member,
     with: Surroundings,
@@ -351,7 +357,7 @@ impl Driver {
 
     fn execute(&mut self, action: Action) {
         let Surroundings { registry, peers, shards } = &self.with;
-        let limit = self.ttl / 2;
+        let limit = attempt(self.ttl);
         match action {
             Action::Write { key, value, expected } => {
                 let write = registry.write(key.clone(), value, expected);
@@ -369,6 +375,7 @@ impl Driver {
                 }));
             }
             Action::Ask { node, shard, question } => {
+                let limit = self.ttl / 2;
                 let ask = peers.ask(&node, question, limit);
                 self.running.push(Box::pin(async move {
                     let what = format!("an answer in {limit:?}");
@@ -398,7 +405,7 @@ impl Driver {
 
     fn read(&mut self) {
         self.reading = true;
-        let (begun, limit) = (self.now(), self.ttl / 2);
+        let (begun, limit) = (self.now(), attempt(self.ttl));
         let read = self.with.registry.read();
         self.running.push(Box::pin(async move {
             let late = RegistryError::Unavailable(format!("no answer in {limit:?}"));

@@ -1,7 +1,8 @@
 //! Being there, and who is not there any more.
 //!
 //! **Beats.** A node writes its session anew every quarter of the lease time, by compare-and-set from
-//! the revision it knows; one write is under way at a time. A conflict is looked at: where the session
+//! the revision it knows; one write is under way at a time. One without an acknowledgement is tried again at once, from the same
+//! revision: a node must not lose more of its lease time than the outage took. A conflict is looked at: where the session
 //! still stands it goes on (an acknowledgement was lost); where it was buried or taken, it is over: the
 //! node lets go of every shard and begins a new one.
 //!
@@ -122,6 +123,11 @@ impl Own {
             self.leaving = Some(Leaving { since: now, finishing: None, marked: false });
             self.next_beat = now;
         }
+    }
+
+    /// The last beat may not have happened: the next one is due.
+    pub(super) fn beat_again(&mut self, now: Duration) {
+        self.next_beat = self.next_beat.min(now);
     }
 
     pub(super) fn acknowledged(&mut self, now: Duration, ttl: Duration) {
