@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::FutureExt;
 use meterr_connectors::api::Api;
 use meterr_connectors::changes::Announcer;
 use meterr_connectors::log::Log;
@@ -25,7 +24,6 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::cluster::link::OpenOut;
 use crate::cluster::link::OpenOut;
 use crate::node::NodeError;
 use crate::settings::{self, MappingWanted};
@@ -122,27 +120,6 @@ impl Nats {
             )));
         }
         Ok(log)
-    }
-
-    /// Opens output logs once more, each for a reader of its own.
-    pub fn out_opener(&self) -> OpenOut {
-        let (connections, runtime) = (self.connections.clone(), self.runtime.handle().clone());
-        let (_, _, out) = self.wanted();
-        Arc::new(move |shard| {
-            let (connections, runtime, wanted) = (connections.clone(), runtime.clone(), out(shard));
-            async move {
-                let open = async move { JetStreamLog::open(&connections, &wanted, None).await };
-                match runtime.spawn(open).await {
-                    Ok(Ok(log)) => {
-                        let log: Arc<dyn Log> = Arc::new(log);
-                        Ok(log)
-                    }
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                }
-            }
-            .boxed()
-        })
     }
 
     /// Looks whether the server maps `usage.<org>` to the right shard.

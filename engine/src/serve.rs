@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::actors::{DrainNode, EndWorkers, NodeActor, Wish};
 use crate::backup::job::Job;
-use crate::cluster::joining::join;
+use crate::cluster::joining::{Joined, join};
 use crate::lifecycle::{State, Wanted};
 use crate::live::{ShardSpec, StopReason};
 use crate::metrics::Metrics;
@@ -124,10 +124,8 @@ async fn run(
         settings.node.workers,
     )
     .map_err(io("cannot start a worker thread"))?;
-    let backups = Job::start(settings, data.logs.clone(), None, &metrics)
-        .map_err(|error| NodeError::Refused(format!("backups cannot be made: {error:#}")))?;
     let reader = runtime.spawn(read_control(shared.clone()));
-    runtime.spawn(metrics.keep_up(stopping.clone()));
+    runtime.spawn(metrics.clone().keep_up(stopping.clone()));
     let signals = runtime.spawn(shutdown::on_signals(trigger.clone()));
     let service = Service::new(shared.clone());
     let decoders = Decoders { split: split_request, decode: decode_line };
@@ -149,6 +147,9 @@ async fn run(
             None
         }
     };
+    let cluster = joined.as_ref().map(Joined::registry);
+    let backups = Job::start(settings, data.logs.clone(), cluster, &metrics, runtime.clone())
+        .map_err(|error| NodeError::Refused(format!("backups cannot be made: {error:#}")))?;
     let questions = match data.nats() {
         Some(nats) => {
             let settings = service_settings(settings, decoders);

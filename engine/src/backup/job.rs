@@ -61,8 +61,8 @@ impl Stopping {
 }
 
 impl Job {
-    /// Makes backups as the settings say, until stopped; `None` when they name no store. Blocks on
-    /// nothing.
+    /// Makes backups as the settings say, until stopped; `None` when they name no store. A replica
+    /// makes none. Blocks on nothing.
     ///
     /// # Errors
     /// When the store's address or the key is wrong, or there is no thread.
@@ -71,8 +71,9 @@ impl Job {
         logs: Vec<Logs>,
         cluster: Option<Cluster>,
         metrics: &Metrics,
+        runtime: tokio::runtime::Handle,
     ) -> anyhow::Result<Option<Job>> {
-        if settings.backup.store.is_none() {
+        if settings.backup.store.is_none() || settings.cluster.replica {
             return Ok(None);
         }
         let stopping = Arc::<Stopping>::default();
@@ -86,8 +87,12 @@ impl Job {
             metrics: metrics.made(BackupMetrics::new),
             stopping: stopping.clone(),
         };
-        let thread =
-            std::thread::Builder::new().name("backup".to_owned()).spawn(move || work.run())?;
+        let run = move || {
+            // What the registry does needs one.
+            let _runtime = runtime.enter();
+            work.run();
+        };
+        let thread = std::thread::Builder::new().name("backup".to_owned()).spawn(run)?;
         Ok(Some(Job { stopping, thread }))
     }
 
