@@ -2,6 +2,7 @@
 //! per module; third-party types stay inside their module.
 
 pub mod api;
+pub mod backup;
 pub mod blobs;
 pub mod changes;
 pub mod checkpoint;

@@ -13,7 +13,10 @@ use meterr_connectors::sled::{SledOptions, SledStore};
 use meterr_operators::ids::ShardId;
 use serde_json::json;
 
-use crate::cli::args::{CheckpointCommand, DemoArgs, GenArgs, LogCopyArgs, ServeArgs, VerifyArgs};
+use crate::backup;
+use crate::cli::args::{
+    BackupCommand, CheckpointCommand, DemoArgs, GenArgs, LogCopyArgs, ServeArgs, VerifyArgs,
+};
 use crate::cli::{Commands, Console, Exit, Table, count};
 use crate::copy::{self, Location, Phase};
 use crate::node::Data;
@@ -203,6 +206,15 @@ impl Commands for Engine {
         }
     }
 
+    fn backup(
+        &self,
+        settings: Settings,
+        command: &BackupCommand,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit> {
+        backup::command::run(&settings, command, console)
+    }
+
     fn log_copy(
         &self,
         settings: Settings,
@@ -275,7 +287,7 @@ impl Commands for Engine {
     }
 }
 
-fn copy_bar(shown: bool) -> ProgressBar {
+pub(crate) fn copy_bar(shown: bool) -> ProgressBar {
     if !shown {
         return ProgressBar::hidden();
     }
@@ -363,7 +375,7 @@ fn chosen(store: &SledStore, shards: &[u16]) -> anyhow::Result<Vec<ShardId>> {
     Ok(known.into_iter().filter(|s| shards.is_empty() || shards.contains(&s.0)).collect())
 }
 
-fn show(report: &Report, what: &str, console: &mut Console) -> anyhow::Result<()> {
+pub(crate) fn show(report: &Report, what: &str, console: &mut Console) -> anyhow::Result<()> {
     let Report { shards, messages, events, rows, differences_total, .. } = report;
     let [messages, events, rows] = [*messages, *events, *rows].map(|n| count(n as i64));
     writeln!(

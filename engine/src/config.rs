@@ -39,6 +39,7 @@ pub struct RawConfig {
     pub cluster: RawCluster,
     pub epoch: RawEpoch,
     pub checkpoint: RawCheckpoint,
+    pub backup: RawBackup,
     pub seed: RawSeed,
     pub views: RawViews,
     pub telemetry: RawTelemetry,
@@ -127,6 +128,17 @@ pub struct RawCheckpoint {
     pub base_ratio: f64,
     pub keep: i64,
     pub cache_bytes: String,
+}
+
+/// `[backup]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "every key is documented in config/meterr.toml, once")]
+pub struct RawBackup {
+    pub store: String,
+    pub key_file: String,
+    pub interval: String,
+    pub keep: String,
 }
 
 /// `[seed]`
@@ -545,8 +557,8 @@ mod tests {
                 "epoch.age_max = 20 (from FILE) must be text such as \"20ms\"",
                 "node.sharts (from FILE) is not a setting; [node] has data_dir, shards, workers",
                 "node.workers = \"two\" (from FILE) must be a whole number",
-                "nodes (from FILE) is not a setting; the sections are checkpoint, cluster, epoch, \
-                 http, log, metrics, nats, node, seed, telemetry, views",
+                "nodes (from FILE) is not a setting; the sections are backup, checkpoint, cluster, \
+                 epoch, http, log, metrics, nats, node, seed, telemetry, views",
                 "views.declare = 1 (from FILE) must hold tables, as in [[views.declare]]",
                 "http.lines_max = \"many\" (from METERR__HTTP__LINES_MAX) must be a whole number",
                 "node.shards = 0 (from FILE) must be 1 to 256",

@@ -119,14 +119,15 @@ impl Report {
 
 /// A place with what keeps it open. Fields are dropped in order: the place before its server, and the
 /// lock last.
-struct Opened {
-    place: Box<dyn Place>,
+pub(crate) struct Opened {
+    pub(crate) place: Box<dyn Place>,
     nats: Option<Nats>,
     _lock: Option<DataDirLock>,
 }
 
 impl Opened {
-    fn at(
+    /// Opens a place; one that is not there is made.
+    pub(crate) fn at(
         location: &Location,
         settings: &Settings,
         replicas: Option<usize>,
@@ -154,7 +155,8 @@ impl Opened {
         }
     }
 
-    fn close(self) {
+    /// Lets go of it.
+    pub(crate) fn close(self) {
         drop(self.place);
         if let Some(nats) = self.nats {
             nats.close();
@@ -163,14 +165,22 @@ impl Opened {
 }
 
 /// The logs of a deployment, found in a place.
-struct Deployment {
+pub(crate) struct Deployment {
     seed: Seed,
     shards: Vec<Logs>,
 }
 
+/// Finds a log by its name.
+type Find<'a> = &'a dyn Fn(&str) -> anyhow::Result<Option<Arc<dyn Log>>>;
+
 impl Deployment {
     fn find(place: &dyn Place, location: &Location) -> anyhow::Result<Deployment> {
-        let Some(control) = place.find(CONTROL_STREAM)? else {
+        Deployment::of(&|stream| Ok(place.find(stream)?), &location.to_string())
+    }
+
+    /// The deployment whose logs are found so; `location` is what messages call it.
+    pub(crate) fn of(find: Find<'_>, location: &str) -> anyhow::Result<Deployment> {
+        let Some(control) = find(CONTROL_STREAM)? else {
             bail!("{location} holds no deployment: it has no log {CONTROL_STREAM:?}");
         };
         let mut state = ControlState::default();
@@ -183,7 +193,7 @@ impl Deployment {
             )
         })?;
         let find = |stream: String| {
-            let found = place.find(&stream)?;
+            let found = find(&stream)?;
             found.with_context(|| format!("{location} has no log {stream:?}; serve it once"))
         };
         let shard = |shard| {
@@ -201,8 +211,13 @@ impl Deployment {
         self.shards.iter().flat_map(of_shard).chain(control).collect()
     }
 
+    /// How many shards it has.
+    pub(crate) fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
     /// A shard as it is rebuilt from its logs alone.
-    fn spec(&self, shard: usize, settings: &Settings) -> ShardSpec {
+    pub(crate) fn spec(&self, shard: usize, settings: &Settings) -> ShardSpec {
         ShardSpec {
             id: ShardId(shard as u16),
             shards: self.seed.shards,
@@ -276,12 +291,12 @@ pub fn run(
     Ok(report)
 }
 
-fn millis(took: Duration) -> u64 {
+pub(crate) fn millis(took: Duration) -> u64 {
     u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Runs a step that tells of more work done, and tells of the sum.
-fn counted<T>(
+pub(crate) fn counted<T>(
     phase: Phase,
     total: u64,
     heard: &mut dyn FnMut(Phase, u64, u64),

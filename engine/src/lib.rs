@@ -11,12 +11,13 @@
 //!
 //! Reading order: [`node`] and [`serve`] (start and stop), [`worker`], [`live`], [`recovery`],
 //! [`service`]; then [`cli`] and what its commands need ([`config`] and [`settings`], [`demo`],
-//! [`mod@verify`], [`copy`], [`workload`]).
+//! [`mod@verify`], [`copy`], [`backup`], [`workload`]).
 
 pub mod actors;
 pub mod announce;
 pub mod answering;
 pub mod asking;
+pub mod backup;
 pub mod catch_up;
 pub mod cli;
 pub mod cluster;

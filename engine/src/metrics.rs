@@ -174,6 +174,11 @@ impl Metrics {
         with_local_recorder(self.recorder(), || ShardMetrics::new(shard))
     }
 
+    /// Makes handles that are shown here.
+    pub fn made<T>(&self, make: impl FnOnce() -> T) -> T {
+        with_local_recorder(self.recorder(), make)
+    }
+
     /// What the node measures once.
     pub fn node(&self) -> &NodeMetrics {
         &self.node

@@ -3,6 +3,7 @@
 //! Everything to do with the server runs on a runtime of its own, so that neither a query nor a worker
 //! thread that waits for a log can hold up the connection.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,26 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Nats {
     settings: settings::Nats,
     connections: Connections,
-    runtime: Runtime,
+    runtime: Background,
+}
+
+/// A runtime that nobody waits for when it is dropped, which may happen on another runtime.
+struct Background(Option<Runtime>);
+
+impl Deref for Background {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("it is taken only when dropped")
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Nats {
@@ -65,6 +85,7 @@ impl Nats {
                  in its configuration"
             )));
         }
+        let runtime = Background(Some(runtime));
         Ok(Nats { settings: settings.clone(), connections, runtime })
     }
 
@@ -91,34 +112,14 @@ impl Nats {
         if log.unfinished() {
             return Err(NodeError::Refused(format!(
                 "stream {} has {} of the {} records it is to be copied: the copy was not finished; run \
-                 the same `meterr log copy` again, which goes on where it stopped",
+                 the same `meterr log copy` or `meterr backup restore` again, which goes on where it \
+                 stopped",
                 wanted.stream,
                 log.head(),
                 log.copied_to()
             )));
         }
         Ok(log)
-    }
-
-    /// Opens output logs once more, each for a reader of its own.
-    pub fn out_opener(&self) -> OpenOut {
-        let (connections, runtime) = (self.connections.clone(), self.runtime.handle().clone());
-        let (_, _, out) = self.wanted();
-        Arc::new(move |shard| {
-            let (connections, runtime, wanted) = (connections.clone(), runtime.clone(), out(shard));
-            async move {
-                let open = async move { JetStreamLog::open(&connections, &wanted, None).await };
-                match runtime.spawn(open).await {
-                    Ok(Ok(log)) => {
-                        let log: Arc<dyn Log> = Arc::new(log);
-                        Ok(log)
-                    }
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                }
-            }
-            .boxed()
-        })
     }
 
     /// Looks whether the server maps `usage.<org>` to the right shard.
@@ -219,7 +220,7 @@ impl Nats {
 
     /// Lets go of the server. What waits for it is given up.
     pub fn close(self) {
-        self.runtime.shutdown_background();
+        drop(self);
     }
 }
 

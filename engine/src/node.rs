@@ -190,7 +190,8 @@ impl Data {
                 if listed {
                     return Err(NodeError::Refused(format!(
                         "{dir:?} holds a copy of a deployment that was not finished; run the same \
-                         `meterr log copy` again, which goes on where it stopped"
+                         `meterr log copy` or `meterr backup restore` again, which goes on where it \
+                         stopped"
                     )));
                 }
                 let log_dir = dir.join("log");

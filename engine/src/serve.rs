@@ -15,7 +15,8 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::actors::{DrainNode, EndWorkers, NodeActor, Wish};
-use crate::cluster::joining::join;
+use crate::backup::job::Job;
+use crate::cluster::joining::{Joined, join};
 use crate::lifecycle::{State, Wanted};
 use crate::live::{ShardSpec, StopReason};
 use crate::metrics::Metrics;
@@ -124,7 +125,7 @@ async fn run(
     )
     .map_err(io("cannot start a worker thread"))?;
     let reader = runtime.spawn(read_control(shared.clone()));
-    runtime.spawn(metrics.keep_up(stopping.clone()));
+    runtime.spawn(metrics.clone().keep_up(stopping.clone()));
     let signals = runtime.spawn(shutdown::on_signals(trigger.clone()));
     let service = Service::new(shared.clone());
     let decoders = Decoders { split: split_request, decode: decode_line };
@@ -146,6 +147,9 @@ async fn run(
             None
         }
     };
+    let cluster = joined.as_ref().map(Joined::registry);
+    let backups = Job::start(settings, data.logs.clone(), cluster, &metrics, runtime.clone())
+        .map_err(|error| NodeError::Refused(format!("backups cannot be made: {error:#}")))?;
     let questions = match data.nats() {
         Some(nats) => {
             let settings = service_settings(settings, decoders);
@@ -187,6 +191,10 @@ async fn run(
             seconds = DRAIN_MAX.as_secs(),
             "draining took too long; ending without it, the log has everything"
         );
+    }
+    if let Some(backups) = backups {
+        // It reads logs, which are closed below.
+        drop(tokio::task::spawn_blocking(|| backups.stop()).await);
     }
     reader.abort();
     signals.abort();

@@ -36,6 +36,8 @@ pub struct Settings {
     pub epoch: Epoch,
     /// `[checkpoint]`
     pub checkpoint: Checkpoint,
+    /// `[backup]`
+    pub backup: Backup,
     /// `[seed]`
     pub seed: Seed,
     /// `[views]`
@@ -152,6 +154,19 @@ pub struct Checkpoint {
     pub cache_bytes: u64,
 }
 
+/// Backups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// Where they are kept; none: a server makes none.
+    pub store: Option<String>,
+    /// File that holds the key of an encrypted store.
+    pub key_file: Option<PathBuf>,
+    /// Time between two backups that a server makes.
+    pub interval: Duration,
+    /// Age at which backups are deleted; the newest stays.
+    pub keep: Duration,
+}
+
 /// What the control log begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seed {
@@ -251,6 +266,7 @@ impl Check<'_> {
             cluster: self.cluster(raw),
             epoch: self.epoch(raw),
             checkpoint: self.checkpoint(raw),
+            backup: self.backup(raw),
             seed: self.seed(raw),
             views: self.views(raw),
             telemetry: self.telemetry(raw),
@@ -439,6 +455,28 @@ impl Check<'_> {
                 &checkpoint.cache_bytes,
                 1 << 20..=64 << 30,
             ),
+        }
+    }
+
+    fn backup(&mut self, raw: &RawConfig) -> Backup {
+        let backup = &raw.backup;
+        self.allow("backup.store", "an address, or \"\"");
+        self.allow("backup.key_file", "a path, or \"\"");
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let interval = self.duration("backup.interval", &backup.interval, "1m", "365d");
+        let keep = self.duration("backup.keep", &backup.keep, "1h", "36500d");
+        if keep < interval {
+            self.wrong(
+                "backup.keep",
+                &format!("{:?}", backup.keep),
+                &format!("at least backup.interval, which is {:?}", backup.interval),
+            );
+        }
+        Backup {
+            store: text(&backup.store),
+            key_file: text(&backup.key_file).map(PathBuf::from),
+            interval,
+            keep,
         }
     }
 

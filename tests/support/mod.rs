@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+pub mod busy;
 pub mod golden;
 pub mod money;
 pub mod sse;

@@ -26,6 +26,7 @@ mod file;
 mod identity;
 mod import;
 mod lock;
+mod read_only;
 mod reader;
 mod recovery;
 mod scan;
@@ -48,6 +49,7 @@ pub use fault::FaultFs;
 pub use file::{File, FileSystem, RealFs};
 pub use import::{EmbeddedPlace, unfinished_copy};
 pub use lock::{DataDirLock, LockError};
+pub use read_only::ReadOnlyFs;
 
 use crate::log::{
     Appended, Clock, Log, LogError, LogIdentity, LogResult, MESSAGE_BYTES_MAX, Message, Record,

@@ -8,6 +8,8 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use parking_lot::RwLock;
 
+use super::renewal;
+
 /// Oldest server that does what is needed here.
 const SERVER_MIN: (i64, i64, i64) = (2, 11, 0);
 
@@ -106,7 +108,16 @@ pub(super) async fn connect_and_hear(
         .map(|address| address.trim().parse::<ServerAddr>())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| ConnectError::Address { url: url.clone(), why: error.to_string() })?;
-    let mut options = ConnectOptions::new()
+    let options = match settings.credentials.clone() {
+        None => ConnectOptions::new(),
+        Some(path) => {
+            // A wrong file should show at once.
+            renewal::sign(&path, b"")
+                .map_err(|source| ConnectError::Credentials { path: path.clone(), source })?;
+            ConnectOptions::with_auth_callback(move |nonce| renewal::signed(path.clone(), nonce))
+        }
+    };
+    let mut options = options
         .name(name)
         .connection_timeout(Duration::from_secs(5))
         .ping_interval(Duration::from_secs(5))
@@ -128,12 +139,6 @@ pub(super) async fn connect_and_hear(
             Some(password) => options.user_and_password(user, decoded(password)),
             None => options.token(user),
         };
-    }
-    if let Some(path) = &settings.credentials {
-        options = options
-            .credentials_file(path)
-            .await
-            .map_err(|source| ConnectError::Credentials { path: path.clone(), source })?;
     }
     if let Some(path) = &settings.ca {
         options = options.add_root_certificates(path.clone()).require_tls(true);

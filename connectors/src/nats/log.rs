@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::connection::{ConnectError, Line, NatsSettings, connect};
+use super::renewal;
 use super::streams::{IDENTITY_KEY, Wanted, copied_to};
 use super::tail::Tail;
 use crate::log::{Appended, Log, LogError, LogIdentity, LogResult, Message, Record, system_clock};
@@ -94,9 +95,12 @@ impl Connections {
     /// # Errors
     /// When no server answers or it cannot be used.
     pub async fn connect(settings: &NatsSettings) -> Result<Connections, ConnectError> {
+        let input = Arc::new(Line::connect(settings, "meterr input").await?);
+        let output = connect(settings, "meterr output").await?;
+        renewal::watch(settings, input.clone(), output.clone());
         Ok(Connections {
-            input: Arc::new(Line::connect(settings, "meterr input").await?),
-            output: connect(settings, "meterr output").await?,
+            input,
+            output,
             runtime: Handle::current(),
             counters: Arc::new(Counters::default()),
         })

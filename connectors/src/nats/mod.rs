@@ -36,6 +36,7 @@ mod read;
 mod record;
 pub mod registry;
 mod registry_read;
+mod renewal;
 pub mod service;
 pub mod streams;
 pub mod subjects;

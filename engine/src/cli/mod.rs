@@ -36,8 +36,8 @@ mod testing;
 mod watch;
 
 use args::{
-    CheckpointCommand, Cli, Command, ConfigArgs, DemoArgs, GenArgs, LogCommand, LogCopyArgs,
-    ServeArgs, VerifyArgs,
+    BackupCommand, BackupStoreArgs, CheckpointCommand, Cli, Command, ConfigArgs, DemoArgs, GenArgs,
+    LogCommand, LogCopyArgs, ServeArgs, VerifyArgs,
 };
 pub use client::ClientError;
 pub use console::Console;
@@ -109,6 +109,18 @@ pub trait Commands {
         &self,
         settings: Settings,
         command: &CheckpointCommand,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit>;
+
+    /// `backup …`: `verify` and `restore` end in [`Exit::Different`] when something is not as it was
+    /// saved.
+    ///
+    /// # Errors
+    /// When the store, the deployment or the key cannot be used.
+    fn backup(
+        &self,
+        settings: Settings,
+        command: &BackupCommand,
         console: &mut Console,
     ) -> anyhow::Result<Exit>;
 
@@ -214,6 +226,16 @@ fn dispatch(
             let loaded = load(config, Vec::new())?;
             log(&loaded, "warn")?;
             commands.checkpoint(loaded.settings, command, console)
+        }
+        Command::Backup(command) => {
+            let BackupStoreArgs { store, key_file, config, .. } = command.store();
+            let path = |path: &std::path::Path| Value::String(path.display().to_string());
+            let store =
+                store.as_ref().map(|url| ("--store", "backup.store", Value::String(url.clone())));
+            let key = key_file.as_deref().map(|file| ("--key-file", "backup.key_file", path(file)));
+            let loaded = settings(config, environment, store.into_iter().chain(key).collect())?;
+            log(&loaded, "warn")?;
+            commands.backup(loaded.settings, command, console)
         }
         Command::Log(LogCommand::Copy(args)) => {
             if args.from == args.to {
@@ -354,6 +376,15 @@ mod tests {
             self.0.borrow_mut().push(("checkpoint".to_owned(), settings));
             Err(io::Error::from(io::ErrorKind::BrokenPipe).into())
         }
+        fn backup(
+            &self,
+            settings: Settings,
+            _: &BackupCommand,
+            _: &mut Console,
+        ) -> anyhow::Result<Exit> {
+            self.0.borrow_mut().push(("backup".to_owned(), settings));
+            Ok(Exit::Done)
+        }
         fn log_copy(
             &self,
             settings: Settings,
@@ -383,6 +414,9 @@ mod tests {
         assert_eq!(ran.exit, Exit::Different);
         let copy = ["log", "copy", "--from", "embedded:/l", "--to", "nats:n1:4222"];
         assert_eq!(run_with(&copy, None, &asked).exit, Exit::Done);
+        let backup =
+            ["backup", "list", "--store", "file:///b", "--key-file", "k", "--data-dir", "/b"];
+        assert_eq!(run_with(&backup, None, &asked).exit, Exit::Done);
         let ran = run_with(&["checkpoint", "list", "--data-dir", "/c"], None, &asked);
         assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""), "a closed pipe is no error");
         let asked = asked.0.into_inner();
@@ -395,12 +429,16 @@ mod tests {
             ("demo", "./meterr-data"),
             ("verify", "/v"),
             ("log copy nats:n1:4222", "./meterr-data"),
+            ("backup", "/b"),
             ("checkpoint", "/c"),
         ];
         assert_eq!(dirs, expected);
         assert_eq!(asked[0].1.http.address.port(), 1);
         let nats = asked[3].1.nats.as_ref().unwrap();
         assert_eq!(nats.connection.url, "n1:4222");
+        let backup = &asked[4].1.backup;
+        assert_eq!(backup.store.as_deref(), Some("file:///b"));
+        assert_eq!(backup.key_file.as_deref(), Some(std::path::Path::new("k")));
         let same = ["log", "copy", "--from", "embedded:/l", "--to", "embedded:/l"];
         let ran = run(&same);
         assert_eq!(

@@ -9,7 +9,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::args::{
-    CheckpointCommand, ClientArgs, DemoArgs, GenArgs, LogCopyArgs, ServeArgs, VerifyArgs,
+    BackupCommand, CheckpointCommand, ClientArgs, DemoArgs, GenArgs, LogCopyArgs, ServeArgs,
+    VerifyArgs,
 };
 use super::{Commands, Console, Exit};
 use crate::settings::Settings;
@@ -214,6 +215,9 @@ impl Commands for NoCommands {
         _: &CheckpointCommand,
         _: &mut Console,
     ) -> anyhow::Result<Exit> {
+        anyhow::bail!("no engine")
+    }
+    fn backup(&self, _: Settings, _: &BackupCommand, _: &mut Console) -> anyhow::Result<Exit> {
         anyhow::bail!("no engine")
     }
     fn log_copy(&self, _: Settings, _: &LogCopyArgs, _: &mut Console) -> anyhow::Result<Exit> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use meterr_connectors::cluster::{Answerer, PeerError, Peers};
+use meterr_connectors::cluster::{Answerer, PeerError, Peers, Registry};
 use meterr_operators::ids::ShardId;
 use tokio::task::JoinHandle;
 
@@ -23,6 +23,8 @@ use crate::settings::Settings;
 
 /// A node's part in the cluster, for whoever starts and stops it.
 pub struct Joined {
+    registry: Arc<dyn Registry>,
+    node: String,
     cluster: Cluster,
     ringing: JoinHandle<()>,
     patience: Duration,
@@ -52,8 +54,9 @@ pub async fn join(
     let (registry, peers) = nats.cluster().await?;
     let peers: Arc<dyn Peers> = Arc::new(peers);
     let shards = Arc::new(NodeShards::new(shared.clone(), wishes));
+    let registry: Arc<dyn Registry> = Arc::new(registry);
     let with =
-        Surroundings { registry: Arc::new(registry), peers: peers.clone(), shards: shards.clone() };
+        Surroundings { registry: registry.clone(), peers: peers.clone(), shards: shards.clone() };
     let member = member::Settings {
         capacity: of.capacity,
         replica: of.replica,
@@ -105,7 +108,7 @@ pub async fn join(
         })
     };
     tracing::info!(node = name, replica = of.replica, "part of the cluster");
-    Ok(Joined { cluster, ringing, patience: of.drain_max + LEAVE_MARGIN })
+    Ok(Joined { registry, node: name, cluster, ringing, patience: of.drain_max + LEAVE_MARGIN })
 }
 
 /// Sends requests for shards to whoever keeps the leases, and all else to the service.
@@ -120,6 +123,11 @@ fn answerer(service: Answerer, cluster: Cluster) -> Answerer {
 }
 
 impl Joined {
+    /// The registry, and this node's name in it.
+    pub fn registry(&self) -> (Arc<dyn Registry>, String) {
+        (self.registry.clone(), self.node.clone())
+    }
+
     /// Resolves when the node cannot be part of the cluster any more, with the reason.
     pub async fn ended(&self) -> String {
         match self.cluster.ended().await {

@@ -14,11 +14,16 @@ use meterr_operators::time::Time;
 use crate::copy::Location;
 use crate::quantity::parse_duration;
 
+mod backup;
 mod cluster;
 mod nats;
 mod prices;
 mod values;
 
+pub use backup::{
+    BackupCommand, BackupCreateArgs, BackupListArgs, BackupPruneArgs, BackupRestoreArgs,
+    BackupStoreArgs, BackupVerifyArgs,
+};
 pub use cluster::{ClusterCommand, ClusterDrainArgs, ClusterMoveArgs, ClusterStatusArgs, WaitArgs};
 pub use nats::NatsArgs;
 pub use prices::{
@@ -37,6 +42,7 @@ Examples:
   meterr watch acme                        see each change as it is committed
   meterr prices import prices.json         take over a price map, after showing what it changes
   meterr verify                            recompute everything from the log and compare
+  meterr backup create --store file:///b   save all logs, what is new since the last time
 
 Exit codes:
   0    done
@@ -44,7 +50,7 @@ Exit codes:
   2    wrong usage or configuration
   3    publish: some lines were rejected, the others are durable
   4    verify: a view differs from its recomputation, or a checkpoint does not verify;
-       log copy: the copy differs from its source
+       log copy: the copy differs from its source; backup verify: a backup is not sound
   5    the server cannot be reached, or does not answer in time
   130  interrupted
 
@@ -111,6 +117,9 @@ pub enum Command {
     /// Look after the checkpoints of a stopped server
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
+    /// Make, list, verify and restore backups of a server at work
+    #[command(subcommand)]
+    Backup(BackupCommand),
     /// Move the logs of a stopped server
     #[command(subcommand)]
     Log(LogCommand),

@@ -4,6 +4,7 @@ use meterr_operators::event::{ALL_REASONS, ALL_TIERS, Reason, Tier};
 use meterr_operators::ids::{Positions, org_valid};
 use meterr_operators::time::Time;
 
+use crate::backup::cut::Until;
 use crate::copy::Location;
 
 /// A server: scheme, host and port, nothing else.
@@ -26,6 +27,10 @@ pub(super) fn base_url(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn location(text: &str) -> Result<Location, &'static str> {
+    text.parse()
+}
+
+pub(super) fn until(text: &str) -> Result<Until, &'static str> {
     text.parse()
 }
 
