@@ -253,8 +253,8 @@ impl Node {
                     Event::Stopped(shard, why) => {
                         set(shard, false, State::Stopped(why.to_string()));
                     }
-                    Event::Checkpoint(shard, Some(_)) => {
-                        drop(sender.send(Command::Checkpointed(shard, true)));
+                    Event::Checkpoint(shard, Some(job)) => {
+                        drop(sender.send(Command::Checkpointed(shard, job.opening, true)));
                     }
                     _ => {}
                 }
