@@ -2,6 +2,7 @@
 //! per module; third-party types stay inside their module.
 
 pub mod api;
+pub mod blob_checkpoints;
 pub mod blobs;
 pub mod changes;
 pub mod checkpoint;
@@ -19,6 +20,7 @@ pub mod embedded;
 mod fake;
 pub mod frame;
 pub mod http;
+pub mod layered_checkpoints;
 pub mod log;
 pub mod memory;
 pub mod nats;
