@@ -16,6 +16,10 @@ use serde_json::Value;
 use support::busy::{ORGS, answers, assert_same, at_work, declare_view, event, lines, settled};
 use support::{Launch, Server, ran, run};
 
+/// What must not cross from region to region: each has streams of these subjects once it is promoted, and
+/// would take what is published in the other.
+const OWN: &str = r#"["usage.>", "out.>", "control", "spend.>", "meterr.>"]"#;
+
 /// Two servers, the second reaches the first by a leaf node.
 fn regions() -> (NatsServer, NatsServer) {
     let port = Port::reserve();
@@ -27,7 +31,8 @@ fn regions() -> (NatsServer, NatsServer) {
     };
     let at = format!("127.0.0.1:{}", port.number);
     let old = config("old", format!("listen: \"{at}\""));
-    let new = config("new", format!("remotes: [ {{ url: \"nats://{at}\" }} ]"));
+    let deny = format!("deny_imports: {OWN}, deny_exports: {OWN}");
+    let new = config("new", format!("remotes: [ {{ url: \"nats://{at}\", {deny} }} ]"));
     (old, new)
 }
 
@@ -75,6 +80,18 @@ fn a_region_hands_over_without_loss_and_is_sealed() {
     assert!(!status.success() && log.contains("meterr promote"), "{log}");
     at_work(&server, 5_000);
     let before = answers(&server);
+    // A replica does, and answers what the old region answers.
+    let replica = on(&dir.path().join("replica"), &new).argument("--replica").start();
+    replica.until("the replica has followed", || {
+        let positions = |server: &Server| {
+            let shards = server.get("/v1/shards").expect(200)["shards"].clone();
+            let of = |shard: &Value| shard["usage_position"].as_u64().unwrap();
+            shards.as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+        };
+        (positions(&replica) == positions(&server)).then_some(())
+    });
+    assert_eq!(counted(&replica), counted(&server));
+    replica.stop();
     let (to, from) = (new.url(), old.url());
     let promoted = json(&["promote", "--nats", &to, "--old", &from, "--json"]);
     assert_eq!((&promoted["streams"], &promoted["complete"]), (&7.into(), &true.into()));

@@ -169,7 +169,9 @@ pub struct BackupPruneArgs {
 #[command(after_help = "\
 Run once for each deployment: afterwards the servers follow by themselves. The new servers must reach the \
 old ones: by a leaf node (with a JetStream domain on each side; the API is then $JS.DOMAIN.API), or by an \
-import of the old account's API.
+import of the old account's API. Nothing else of the deployment may cross, or each region would take what \
+is published in the other once it is promoted: let a leaf node's remote have deny_imports and deny_exports \
+of usage.>, out.>, control, spend.> and meterr.>.
 
 A replica may serve reads from the mirrors: meterr serve --replica --nats URL
 
