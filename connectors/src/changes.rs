@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use meterr_operators::event::{INPUT_METERS, METERS, Meter, OUTPUT_METERS};
+use meterr_operators::format;
 use meterr_operators::ids::{Positions, ShardId};
 use meterr_operators::money::Atto;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{CostSplit, Figures};
+
+/// Newest format of live messages read here.
+pub const LIVE_FORMAT: u32 = 1;
 
 /// What a live message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +62,17 @@ pub struct LiveMessage {
     /// Rows by view; totals, not differences.
     #[serde(default)]
     pub views: BTreeMap<String, Vec<Row>>,
+}
+
+impl LiveMessage {
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// A sentence, when it is of a newer format or none.
+    pub fn read(message: &[u8]) -> Result<LiveMessage, String> {
+        format::check(message, LIVE_FORMAT).map_err(|error| error.to_string())?;
+        serde_json::from_slice(message).map_err(|error| error.to_string())
+    }
 }
 
 fn one() -> u32 {

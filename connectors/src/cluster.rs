@@ -44,7 +44,8 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Writes a value if the key's newest revision is `expected` (0: there is no such key). Returns the
     /// new revision. A write whose acknowledgement was lost is looked up and not repeated: values that
-    /// belong to a writer name it, so that its own can be told from another's.
+    /// belong to a writer name it, so that its own can be told from another's. So a write may be called
+    /// again after [`RegistryError::Unavailable`]: the same value at a newer revision counts as written.
     fn write(
         &self,
         key: String,

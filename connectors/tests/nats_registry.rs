@@ -70,19 +70,6 @@ async fn until_read(registry: &NatsRegistry, key: &str, revision: u64) -> Entry 
     timeout(PATIENCE, seen).await.unwrap()
 }
 
-/// Reads until it sees this value, and says at which revision.
-async fn until_value(registry: &NatsRegistry, key: &str, value: &Bytes) -> u64 {
-    let seen = async {
-        loop {
-            match get(registry, key).await {
-                Some(entry) if entry.value == *value => return entry.revision,
-                _ => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    };
-    timeout(PATIENCE, seen).await.unwrap()
-}
-
 /// Tries until the outcome is known.
 async fn insist(
     registry: &NatsRegistry,
@@ -178,49 +165,72 @@ async fn many_keys_are_read_at_once_and_more_than_a_batch_one_by_one() {
     }
 }
 
-/// Many writers, each of which adds its letter to what it read.
+/// Many writers, each of which adds a word of its own to what it read, until so many were taken.
 async fn contend(registries: &[NatsRegistry], each: usize) {
-    let won: Vec<_> = registries
+    let writers: Vec<_> = registries
         .iter()
         .enumerate()
         .map(|(n, registry)| {
             let registry = registry.clone();
             tokio::spawn(async move {
-                let mut won = Vec::new();
-                while won.len() < each {
+                let (mut won, mut unknown) = (Vec::new(), Vec::new());
+                for tries in 0.. {
+                    if won.len() == each {
+                        break;
+                    }
                     let entry = get(&registry, "lease.0").await;
-                    let (expected, value) = entry.map_or((0, String::new()), |entry| {
+                    let (expected, before) = entry.map_or((0, String::new()), |entry| {
                         (entry.revision, String::from_utf8(entry.value.to_vec()).unwrap())
                     });
-                    let value = format!("{value}{n} ");
-                    match insist(&registry, "lease.0", &value, expected).await {
-                        Ok(revision) => won.push((expected, revision)),
-                        Err(RegistryError::Conflict { .. }) => {}
-                        Err(error) => panic!("{error}"),
+                    let word = format!("{n}:{tries}");
+                    let value = text(format!("{before}{word} "));
+                    let mut certain = true;
+                    let began = Instant::now();
+                    loop {
+                        let write = registry.write("lease.0".into(), value.clone(), expected);
+                        match write.await {
+                            Ok(revision) => won.push((revision, expected, word)),
+                            Err(RegistryError::Unavailable(why)) => {
+                                assert!(began.elapsed() < PATIENCE, "{why}");
+                                certain = false;
+                                continue;
+                            }
+                            // It may have been taken, and followed by others.
+                            Err(RegistryError::Conflict { .. }) if !certain => unknown.push(word),
+                            Err(RegistryError::Conflict { .. }) => {}
+                        }
+                        break;
                     }
                 }
-                won
+                (won, unknown)
             })
         })
         .collect();
-    let mut all = Vec::new();
-    for won in won {
-        all.extend(won.await.unwrap());
+    let (mut won, mut unknown) = (Vec::new(), Vec::new());
+    for writer in writers {
+        let of_one = writer.await.unwrap();
+        won.extend(of_one.0);
+        unknown.extend(of_one.1);
     }
-    all.sort_unstable();
-    // A chain: each followed on the one before, and none twice.
-    let mut previous = 0;
-    for (expected, revision) in &all {
-        assert_eq!(*expected, previous, "{all:?}");
-        previous = *revision;
-    }
-    let entry = until_read(&registries[0], "lease.0", previous).await;
-    let value = String::from_utf8(entry.value.to_vec()).unwrap();
-    assert_eq!(value.split_whitespace().count(), registries.len() * each, "{value}");
-    for n in 0..registries.len() {
-        let n = n.to_string();
-        assert_eq!(value.split_whitespace().filter(|found| **found == n).count(), each);
-    }
+    won.sort_unstable();
+    // No revision was given twice, nor followed on twice.
+    let distinct = |of: &dyn Fn(&(u64, u64, String)) -> u64| {
+        won.iter().map(of).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    assert_eq!(distinct(&|won| won.0), won.len(), "{won:?}");
+    assert_eq!(distinct(&|won| won.1), won.len(), "{won:?}");
+    // What was taken follows word on word; nothing else is there.
+    let last = won.last().unwrap().0;
+    let value = loop {
+        let entry = get(&registries[0], "lease.0").await.unwrap();
+        if entry.revision >= last {
+            break String::from_utf8(entry.value.to_vec()).unwrap();
+        }
+    };
+    let found: Vec<&str> = value.split_whitespace().collect();
+    let known = found.iter().filter(|word| !unknown.iter().any(|unknown| unknown == *word));
+    let wanted: Vec<&str> = won.iter().map(|(.., word)| word.as_str()).collect();
+    assert_eq!(known.copied().collect::<Vec<_>>(), wanted, "unknown {unknown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,14 +261,7 @@ async fn lost_acknowledgements_are_neither_lost_nor_second_writes() {
                     Err(RegistryError::Unavailable(_)) => {
                         unknown += 1;
                         // It stands, or may be tried again.
-                        match insist(&registry, "k", &value, expected).await {
-                            Ok(revision) => revision,
-                            Err(_) => {
-                                let entry = get(&registry, "k").await.unwrap();
-                                assert_eq!(entry.value, text(&value), "at {expected}: {entry:?}");
-                                entry.revision
-                            }
-                        }
+                        insist(&registry, "k", &value, expected).await.unwrap()
                     }
                     Err(error) => panic!("{value} at {expected}: {error}"),
                 };
@@ -318,13 +321,7 @@ async fn a_leader_is_killed_and_the_registry_goes_on() {
                         Err(RegistryError::Unavailable(_)) => {
                             unknown.get_or_insert_with(Instant::now);
                         }
-                        Err(RegistryError::Conflict { .. }) => {
-                            assert!(unknown.is_some(), "nobody else writes {key}");
-                            // Its own, from an attempt whose time had run out.
-                            revision = until_value(&registry, &key, &value).await;
-                            beats += 1;
-                            unknown = None;
-                        }
+                        Err(error) => panic!("nobody else writes {key}: {error}"),
                     }
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }

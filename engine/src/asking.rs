@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::cluster::link::ClusterLink;
 use crate::cluster::{ClusterView, Held};
+use crate::lifecycle::State;
 use crate::live::LiveShard;
 use crate::questions::{
     Answered, NodeAnswer, NodeQuestion, Refusal, ShardAnswer, ShardQuestion, Wanted, answer,
@@ -112,7 +113,7 @@ impl Service {
         let begun = Instant::now();
         let reached_by = begun + self.shared.min_position_timeout;
         let Some(link) = self.shared.cluster.get() else {
-            let answered = self.ask_here(shard, &question, wanted, reached_by, None).await;
+            let answered = self.ask_alone(shard, &question, wanted, reached_by).await;
             return answered.map_err(|refusal| self.refused(shard, refusal));
         };
         let until = begun + link.patience;
@@ -144,6 +145,35 @@ impl Service {
             tokio::select! {
                 // The sender is gone when the node stops; then time is what ends this.
                 Ok(()) = view.changed() => {}
+                () = sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// Asks a shard of a node that has all of them, waiting while it is being opened.
+    async fn ask_alone(
+        &self,
+        shard: ShardId,
+        question: &ShardQuestion,
+        wanted: Wanted,
+        until: Instant,
+    ) -> Result<Answered, Refusal> {
+        let mut progress = self.shared.progress[usize::from(shard.0)].clone();
+        loop {
+            progress.mark_unchanged();
+            // Looked at before: once it is open there is nothing to wait for.
+            let opening = matches!(
+                self.shared.states[usize::from(shard.0)].lock().0,
+                State::Claim | State::Restore | State::Replay | State::Seal | State::StandBy
+            );
+            let answered = self.ask_here(shard, question, wanted, until, None).await;
+            let missing = matches!(answered, Err(Refusal::NotHere { .. }));
+            if !missing || !opening || Instant::now() >= until {
+                return answered;
+            }
+            let again = until.min(Instant::now() + AGAIN);
+            tokio::select! {
+                Ok(()) = progress.changed() => {}
                 () = sleep_until(again) => {}
             }
         }

@@ -85,7 +85,7 @@ impl Service {
                     parts.push(record);
                     continue;
                 }
-                let commit: Commit = serde_json::from_slice(&record.message.payload).ok()?;
+                let commit = Commit::read(&record.message.payload).ok()?;
                 if commit.seal || commit.epoch <= from {
                     parts.clear();
                     continue;

@@ -81,8 +81,8 @@ impl Service {
                 if record.message.subject.ends_with(".commit") {
                     return Ok(letters);
                 }
-                let part: Part = serde_json::from_slice(&record.message.payload)
-                    .map_err(|error| unreadable(&error))?;
+                let part =
+                    Part::read(&record.message.payload).map_err(|error| unreadable(&error))?;
                 if part.part == 0 {
                     // A new attempt: what came before it was never committed.
                     letters.clear();

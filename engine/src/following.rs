@@ -18,6 +18,7 @@ use crate::asking::strange;
 use crate::catch_up::Change;
 use crate::cluster::Held;
 use crate::cluster::link::ClusterLink;
+use crate::lifecycle::State;
 use crate::questions::{Answered, Refusal, ShardAnswer, ShardQuestion};
 use crate::service::Service;
 use crate::tails::Place;
@@ -79,6 +80,10 @@ impl Service {
         let link = self.shared.cluster.get();
         let at_work =
             |link: &ClusterLink| matches!(link.held(shard), Held::Owned { live: true, .. });
+        if link.is_none() && self.shared.states[usize::from(shard.0)].lock().0 != State::Live {
+            // It may be about to be opened.
+            self.ask(shard, ShardQuestion::Progress, None).await?;
+        }
         if link.is_none_or(at_work) {
             match self.follow_here(shard, &org, from).await {
                 Err(ApiError::Unavailable(_)) if link.is_some() => {}

@@ -88,8 +88,8 @@ pub fn commits_behind(out: &dyn Log, position: u64) -> Result<Vec<(u64, Commit)>
 /// # Errors
 /// When it is not one this version knows.
 pub fn parse_commit(record: &Record) -> Result<Commit, StopReason> {
-    serde_json::from_slice(&record.message.payload).map_err(|error| {
-        StopReason::Format(format!("commit record at {} cannot be read: {error}", record.position))
+    Commit::read(&record.message.payload).map_err(|why| {
+        StopReason::Format(format!("commit record at {} cannot be read: {why}", record.position))
     })
 }
 

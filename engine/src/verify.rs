@@ -185,7 +185,7 @@ fn published(spec: &ShardSpec, commits: &[(u64, crate::wire::Commit)]) -> Result
                 )));
             }
             for part in own {
-                let part: Part = serde_json::from_slice(&part).map_err(|e| {
+                let part = Part::read(&part).map_err(|e| {
                     StopReason::Format(format!("part of epoch {}: {e}", commit.epoch))
                 })?;
                 for org in part.orgs {

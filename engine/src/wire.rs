@@ -25,6 +25,7 @@ use meterr_connectors::api::{DeadLetter, Figures};
 use meterr_connectors::changes::{OrgChanges, Row, figures_of};
 use meterr_connectors::codec::raw_text;
 use meterr_operators::event::ALL_METERS;
+use meterr_operators::format;
 use meterr_operators::ids::{Positions, ShardId};
 use meterr_operators::money::Atto;
 use meterr_operators::rollup::{ALL_VIEWS, Declared, View, ViewSet};
@@ -36,6 +37,12 @@ use serde::{Deserialize, Serialize};
 
 /// Most bytes of a part, so that it fits a message of any transport; a larger epoch has more parts.
 pub const PART_LEN_MAX: usize = 900 * 1024;
+
+/// Newest format of commit records read here. A commit record's format is that of its parts too; every format
+/// begins with `{"epoch":…`, by which epochs are found in the log.
+pub const COMMIT_FORMAT: u32 = 1;
+/// Newest format of parts read here.
+pub const PART_FORMAT: u32 = 1;
 
 /// The commit record of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +68,17 @@ pub struct Commit {
     pub seal: bool,
 }
 
+impl Commit {
+    /// Reads a commit record.
+    ///
+    /// # Errors
+    /// A sentence, when it is of a newer format or none.
+    pub fn read(record: &[u8]) -> Result<Commit, String> {
+        format::check(record, COMMIT_FORMAT).map_err(|error| error.to_string())?;
+        serde_json::from_slice(record).map_err(|error| error.to_string())
+    }
+}
+
 /// Body of a part, as read back.
 #[derive(Debug, Deserialize)]
 pub struct Part {
@@ -78,6 +96,17 @@ pub struct Part {
     /// Lines that were not counted.
     #[serde(default)]
     pub dead_letters: Vec<DeadLetter>,
+}
+
+impl Part {
+    /// Reads a part.
+    ///
+    /// # Errors
+    /// A sentence, when it is of a newer format or none.
+    pub fn read(part: &[u8]) -> Result<Part, String> {
+        format::check(part, PART_FORMAT).map_err(|error| error.to_string())?;
+        serde_json::from_slice(part).map_err(|error| error.to_string())
+    }
 }
 
 /// The figures of a value.

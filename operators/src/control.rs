@@ -1,6 +1,7 @@
 //! Changes of the `CONTROL` log: everything besides usage that decides a result.
 //!
-//! A record of that log is one JSON object with a `type`. A view row is a pure function of (usage
+//! A record of that log is one JSON object with a `type`, and a `format` when that is not 1
+//! ([`crate::format`]). A view row is a pure function of (usage
 //! prefix, control prefix), so a reader that skipped a change it does not understand would show
 //! wrong figures: an unknown type, an unknown field and a value out of range are all refused, and
 //! the shard stops with the sentence given. What is appended is checked by the same function
@@ -17,10 +18,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::event::{HashKey, NAME_LEN_MAX, excerpt};
+use crate::format;
 use crate::ids::{SHARDS_MAX, org_valid};
 use crate::price_book::{PriceEntry, check_entries};
 use crate::time::{DAY, HOUR, SECOND, Time};
 
+/// Newest format of control records read here. All are written in format 1, without saying so.
+pub const CONTROL_FORMAT: u32 = 1;
 /// Horizon of deduplication while the control log names none: 35 days, in seconds of log time.
 pub const HORIZON_SECONDS_DEFAULT: u64 = 35 * 86_400;
 /// Shortest horizon: one bucket of ids.
@@ -220,6 +224,11 @@ impl ControlChange {
         let Value::Object(mut fields) = value else {
             return Err("a control change is a JSON object".to_owned());
         };
+        // First of all: of a newer format nothing can be said, not even its type.
+        if let Some(found) = fields.remove("format") {
+            let found = found.as_u64().ok_or("the format of a control change is a number")?;
+            format::within(found, CONTROL_FORMAT).map_err(|error| error.to_string())?;
+        }
         let kind = match fields.remove("type") {
             Some(Value::String(kind)) => kind,
             Some(_) => return Err("the type of a control change is a text".to_owned()),

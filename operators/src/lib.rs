@@ -16,6 +16,7 @@ pub mod dataflow;
 pub mod dedupe;
 pub mod dictionary;
 pub mod event;
+pub mod format;
 pub mod histories;
 pub mod ids;
 pub mod money;

@@ -85,8 +85,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, trouble: &Arc<Trouble>) {
     // A detached thread: it ends with its connection.
     std::thread::spawn(move || {
         let mut bytes = vec![0; 64 * 1024];
-        loop {
-            let Ok(n) = from.read(&mut bytes) else { break };
+        while let Ok(n) = from.read(&mut bytes) {
             while trouble.cut.load(Ordering::SeqCst) && !trouble.over.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
             }

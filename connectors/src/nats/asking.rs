@@ -107,6 +107,5 @@ fn read(reply: &Message) -> Result<LiveMessage, String> {
         let code = header("Nats-Service-Error-Code").unwrap_or_default();
         return Err(format!("the engine answers {code}: {error}"));
     }
-    serde_json::from_slice(&reply.payload)
-        .map_err(|error| format!("the answer cannot be read: {error}"))
+    LiveMessage::read(&reply.payload).map_err(|error| format!("the answer cannot be read: {error}"))
 }

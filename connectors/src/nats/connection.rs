@@ -13,6 +13,9 @@ use super::renewal;
 /// Oldest server that does what is needed here.
 const SERVER_MIN: (i64, i64, i64) = (2, 11, 0);
 
+/// Time a server may take to send back a message of no content before it is taken to be frozen.
+const ECHO: Duration = Duration::from_secs(1);
+
 /// Where and how to connect.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NatsSettings {
@@ -199,6 +202,19 @@ impl Line {
         self.client.read().connection_state() == async_nats::connection::State::Connected
     }
 
+    /// Looks whether the server answers at all, and leaves it for another when it does not: a frozen one
+    /// keeps its connections open, and the client by itself takes two missed pings to notice. To be
+    /// called when an answer did not come in time; one call at a time does something.
+    pub async fn probe(&self) {
+        let Ok(_one) = self.reviving.try_lock() else { return };
+        let client = self.client();
+        if !echoes(&client, ECHO).await && self.connected() {
+            tracing::warn!(connection = self.name, "the NATS server does not answer; leaving it");
+            // A dead client is for `revive`.
+            let _ = tokio::time::timeout(ECHO, client.force_reconnect()).await;
+        }
+    }
+
     /// Replaces a client that is dead; says whether it was. One that only waits for a server is not.
     pub async fn revive(&self) -> bool {
         let _one = self.reviving.lock().await;
@@ -219,6 +235,17 @@ impl Line {
         }
         true
     }
+}
+
+/// Waits until the server has read what was sent before; false when it does not answer in time.
+pub(super) async fn echoes(client: &Client, patience: Duration) -> bool {
+    let inbox = client.new_inbox();
+    let echo = async {
+        let mut echo = client.subscribe(inbox.clone()).await.ok()?;
+        client.publish(inbox, bytes::Bytes::new()).await.ok()?;
+        futures::StreamExt::next(&mut echo).await
+    };
+    tokio::time::timeout(patience, echo).await.ok().flatten().is_some()
 }
 
 /// Undoes the percent encoding of a part of an address. What is no encoding stays as it is.

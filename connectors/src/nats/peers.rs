@@ -23,11 +23,10 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::asking::AWAY;
-use super::connection::{ConnectError, Line, NatsSettings};
+use super::connection::{ConnectError, Line, NatsSettings, echoes};
 use super::log::BackOff;
 pub use super::pieces::{ANSWER_LEN_MAX, PIECE_LEN_MAX};
 use super::pieces::{Joining, cut};
-use super::registry::settled;
 use super::subjects;
 use super::write::told;
 use crate::cluster::{Answerer, PeerError, Peers};
@@ -90,7 +89,12 @@ fn inbox(reply: Option<&Subject>) -> Option<&Subject> {
 }
 
 impl Shared {
-    async fn ask(&self, node: &str, question: Bytes, until: Instant) -> Result<Bytes, PeerError> {
+    async fn ask(
+        self: &Arc<Self>,
+        node: &str,
+        question: Bytes,
+        until: Instant,
+    ) -> Result<Bytes, PeerError> {
         let silent = |what: String| PeerError::Silent { node: node.to_owned(), what };
         if !node_name(node) {
             return Err(PeerError::Absent(node.to_owned()));
@@ -105,9 +109,11 @@ impl Shared {
             .map_err(silent)?;
         let mut joining = Joining::default();
         loop {
-            let piece = timeout_at(until, pieces.next()).await;
-            let piece =
-                piece.map_err(|_| silent("not all of the answer came in time".to_owned()))?;
+            let Ok(piece) = timeout_at(until, pieces.next()).await else {
+                let shared = self.clone();
+                tokio::spawn(async move { shared.line.probe().await });
+                return Err(silent("not all of the answer came in time".to_owned()));
+            };
             let piece = piece.ok_or_else(|| silent(AWAY.to_owned()))?;
             if piece.status == Some(StatusCode::NO_RESPONDERS) {
                 return Err(PeerError::Absent(node.to_owned()));
@@ -246,7 +252,7 @@ impl Peers for NatsPeers {
             let questions = client.subscribe(subjects::node(&node));
             let questions = timeout(super::log::ANSWER, questions).await.map_err(late)?;
             let questions = questions.map_err(|error| silent(&told(&error)))?;
-            if !settled(&client).await {
+            if !echoes(&client, super::log::ANSWER).await {
                 return Err(silent("the server does not answer"));
             }
             let listening = shared.runtime.clone().spawn(shared.listen(node, answerer, questions));

@@ -7,11 +7,12 @@
 //! An acknowledgement that did not come says nothing, and with replicas neither does a refusal: the
 //! leader refuses a write also while another one to the same key is on its way through the replicas,
 //! be it an earlier attempt of the same write. So after anything but an acknowledgement the leader is
-//! asked what stands. Each write carries a mark of its own in a header, by which it is recognised:
+//! asked what stands. Each write carries a mark of its own in a header, by which it is recognised; so is
+//! the same value, from an earlier call whose time had run out:
 //!
 //! | what stands | then |
 //! |---|---|
-//! | our mark | it landed |
+//! | our mark, or our value and newer than expected | it landed |
 //! | what was expected | it is tried again, while there is time |
 //! | something newer | another writer was faster: a conflict |
 //! | something older than expected | who answered is behind; it is asked again |
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::client::Request;
+use async_nats::client::{Request, RequestErrorKind};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -34,7 +35,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::bucket::{self, VALUE_LEN_MAX};
-use super::connection::{ConnectError, Line, NatsSettings};
+use super::connection::{ConnectError, Line, NatsSettings, echoes};
 use super::log::{BackOff, context, nonce, open_stream};
 use super::subjects::{CLUSTER_CHANGED, REGISTRY, REGISTRY_STREAM};
 use super::write::told;
@@ -149,7 +150,7 @@ async fn listen(shared: Arc<Shared>, heard: tokio::sync::oneshot::Sender<()>) {
     loop {
         let client = shared.line.client();
         if let Ok(mut nudges) = client.subscribe(CLUSTER_CHANGED).await {
-            if settled(&client).await {
+            if echoes(&client, PATIENCE).await {
                 wait = BackOff::new();
                 heard.take().map(|heard| heard.send(()));
             }
@@ -166,17 +167,6 @@ async fn listen(shared: Arc<Shared>, heard: tokio::sync::oneshot::Sender<()>) {
     }
 }
 
-/// Waits until the server has read what was sent before; false when it does not answer.
-pub(super) async fn settled(client: &async_nats::Client) -> bool {
-    let inbox = client.new_inbox();
-    let echo = async {
-        let mut echo = client.subscribe(inbox.clone()).await.ok()?;
-        client.publish(inbox, Bytes::new()).await.ok()?;
-        echo.next().await
-    };
-    timeout(PATIENCE, echo).await.ok().flatten().is_some()
-}
-
 /// What stands under a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Standing {
@@ -184,6 +174,13 @@ struct Standing {
     /// `None`: the key was removed.
     value: Option<Bytes>,
     mark: Option<String>,
+}
+
+/// What was sent.
+struct Wrote {
+    /// `None`: the key is to be removed.
+    value: Option<Bytes>,
+    mark: String,
 }
 
 /// What to do about a write that was not acknowledged.
@@ -198,9 +195,14 @@ enum Verdict {
 }
 
 /// Decides from what the leader says. `head` is the bucket's newest sequence by the leader.
-fn verdict(standing: Option<&Standing>, head: u64, expected: u64, mark: &str) -> Verdict {
+fn verdict(standing: Option<&Standing>, head: u64, expected: u64, wrote: &Wrote) -> Verdict {
     match standing {
-        Some(Standing { revision, mark: Some(found), .. }) if found == mark => {
+        Some(Standing { revision, mark: Some(found), .. }) if *found == wrote.mark => {
+            Verdict::Landed(*revision)
+        }
+        Some(Standing { revision, value: Some(value), .. })
+            if *revision > expected && wrote.value.as_ref() == Some(value) =>
+        {
             Verdict::Landed(*revision)
         }
         Some(Standing { revision, value: Some(_), .. }) if *revision == expected => {
@@ -257,7 +259,7 @@ impl Shared {
     /// A request with the time of one attempt, never beyond `until`. Nothing is sent while there is no
     /// connection: it would go out whenever that is back.
     pub(super) async fn ask(
-        &self,
+        self: &Arc<Self>,
         subject: String,
         headers: HeaderMap,
         payload: Bytes,
@@ -270,12 +272,21 @@ impl Shared {
         let request = Request::new().headers(headers).payload(payload).timeout(Some(left));
         // Where commands wait for a connection there may be no place for more.
         let answer = timeout(left, self.line.client().send_request(subject, request)).await;
-        let answer = answer.map_err(|_| "no answer in time".to_owned())?;
-        answer.map(|message| message.payload).map_err(|error| told(&error))
+        let why = match answer {
+            Ok(Ok(message)) => return Ok(message.payload),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::TimedOut => told(&error),
+            Ok(Err(error)) => return Err(told(&error)),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        if left == ATTEMPT {
+            let shared = self.clone();
+            self.runtime.spawn(async move { shared.line.probe().await });
+        }
+        Err(why)
     }
 
     async fn publish(
-        &self,
+        self: &Arc<Self>,
         key: &str,
         headers: &HeaderMap,
         value: &Bytes,
@@ -302,22 +313,22 @@ impl Shared {
 
     /// Looks at what stands and decides, trying until somebody says something of use.
     async fn look(
-        &self,
+        self: &Arc<Self>,
         key: &str,
         expected: u64,
-        mark: &str,
+        wrote: &Wrote,
         until: Instant,
     ) -> Result<Verdict, String> {
         let which = serde_json::json!({ "last_by_subj": format!("{REGISTRY}{key}") });
         let standing = self.of_leader(&which, until).await?.map(Standing::of);
         let older = standing.as_ref().is_none_or(|standing| standing.revision < expected);
         let head = if older && expected > 0 { self.head(until).await? } else { 0 };
-        Ok(verdict(standing.as_ref(), head, expected, mark))
+        Ok(verdict(standing.as_ref(), head, expected, wrote))
     }
 
     /// Writes a value, or removes the key, if it is at the revision expected.
     async fn change(
-        &self,
+        self: &Arc<Self>,
         key: String,
         value: Option<Bytes>,
         expected: u64,
@@ -338,7 +349,8 @@ impl Shared {
         if value.is_none() {
             headers.insert(OPERATION, "DEL");
         }
-        let value = value.unwrap_or_default();
+        let wrote = Wrote { value, mark };
+        let value = wrote.value.clone().unwrap_or_default();
         let unavailable = |why: &str| RegistryError::Unavailable(format!("writing {key:?}: {why}"));
         let place = crc32c::crc32c(key.as_bytes()) as usize % TURNS;
         let turn = timeout_at(until, self.turns[place].lock()).await;
@@ -354,7 +366,7 @@ impl Shared {
                 if Instant::now() >= until {
                     return Err(unavailable(&why));
                 }
-                match self.look(&key, expected, &mark, until).await {
+                match self.look(&key, expected, &wrote, until).await {
                     Ok(Verdict::Landed(revision)) => return Ok(revision),
                     Ok(Verdict::Conflict) => return Err(RegistryError::Conflict { key, expected }),
                     Ok(Verdict::Again(sequence)) if sequence != at => {
@@ -428,16 +440,23 @@ mod tests {
     fn what_stands_decides() {
         let standing = |revision, there: bool, mark: &str| Standing {
             revision,
-            value: there.then(|| Bytes::from_static(b"v")),
+            value: there.then(|| Bytes::from_static(b"theirs")),
             mark: (!mark.is_empty()).then(|| mark.to_owned()),
         };
+        let wrote = Wrote { value: Some(Bytes::from_static(b"v")), mark: "me-1".to_owned() };
         let of = |standing: Option<Standing>, head, expected| {
-            verdict(standing.as_ref(), head, expected, "me-1")
+            verdict(standing.as_ref(), head, expected, &wrote)
         };
         // Ours, whatever the rest says.
         assert_eq!(of(Some(standing(9, true, "me-1")), 0, 5), Verdict::Landed(9));
         assert_eq!(of(Some(standing(9, false, "me-1")), 0, 5), Verdict::Landed(9));
         assert_eq!(of(Some(standing(9, true, "me-1")), 0, 0), Verdict::Landed(9));
+        // Ours, of a call before; but not what was there all along.
+        let same = |revision| {
+            Some(Standing { value: wrote.value.clone(), ..standing(revision, true, "me-0") })
+        };
+        assert_eq!(of(same(9), 0, 5), Verdict::Landed(9));
+        assert_eq!(of(same(5), 0, 5), Verdict::Again(5));
         // As expected.
         assert_eq!(of(Some(standing(5, true, "me-0")), 0, 5), Verdict::Again(5));
         assert_eq!(of(Some(standing(5, false, "you")), 0, 0), Verdict::Again(5));

@@ -6,6 +6,7 @@
 //! touch a key that was written again since.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream;
@@ -68,7 +69,7 @@ impl Found {
 
 impl Shared {
     /// All entries as one replica or the leader has them.
-    pub(super) async fn read(&self) -> Result<Vec<Entry>, String> {
+    pub(super) async fn read(self: &Arc<Self>) -> Result<Vec<Entry>, String> {
         let until = Instant::now() + self.patience;
         let found = match self.batch(until.min(Instant::now() + ATTEMPT)).await {
             Ok(found) => found,
@@ -98,7 +99,7 @@ impl Shared {
     }
 
     /// Purges what removals left. Best effort.
-    async fn purge(&self, removed: Vec<(i64, u64, String)>, until: Instant) {
+    async fn purge(self: &Arc<Self>, removed: Vec<(i64, u64, String)>, until: Instant) {
         for (_, position, subject) in removed {
             let which = json!({ "filter": subject, "seq": position + 1 });
             let purge = format!("$JS.API.STREAM.PURGE.{REGISTRY_STREAM}");
@@ -157,7 +158,7 @@ impl Shared {
 
     /// The newest message of every subject, by the leader. One that is written while this goes on may
     /// be seen as it was or as it is; none is missed, since a write moves it ahead.
-    async fn one_by_one(&self, until: Instant) -> Result<Found, String> {
+    async fn one_by_one(self: &Arc<Self>, until: Instant) -> Result<Found, String> {
         let mut found = Found::default();
         let mut from = 1;
         let mut wait = BackOff::new();
@@ -189,7 +190,7 @@ impl Shared {
 
     /// One message, by the bucket's leader.
     pub(super) async fn of_leader(
-        &self,
+        self: &Arc<Self>,
         which: &serde_json::Value,
         until: Instant,
     ) -> Result<Option<Record>, String> {
@@ -209,7 +210,7 @@ impl Shared {
     }
 
     /// The newest sequence of the bucket, by its leader.
-    pub(super) async fn head(&self, until: Instant) -> Result<u64, String> {
+    pub(super) async fn head(self: &Arc<Self>, until: Instant) -> Result<u64, String> {
         let subject = format!("$JS.API.STREAM.INFO.{REGISTRY_STREAM}");
         let answer = self.ask(subject, HeaderMap::new(), Bytes::new(), until).await?;
         let info: serde_json::Value =

@@ -304,7 +304,7 @@ impl Task {
             self.missed = true;
             return;
         }
-        match serde_json::from_slice(&message.payload) {
+        match LiveMessage::read(&message.payload) {
             Ok(message) => {
                 // Somebody is there who commits.
                 let soon = Instant::now() + BACK_OFF.0;

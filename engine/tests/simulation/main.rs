@@ -34,7 +34,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// Histories that are run by default.
 fn seeds() -> u64 {
-    number("METERR_SIMULATION_SEEDS").unwrap_or(if cfg!(debug_assertions) { 600 } else { 6_000 })
+    number("METERR_SIMULATION_SEEDS").unwrap_or(if cfg!(debug_assertions) { 400 } else { 4_000 })
 }
 
 /// Runs histories on all cores; the lowest seed that failed, if one did.

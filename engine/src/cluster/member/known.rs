@@ -51,6 +51,10 @@ pub(super) struct Known {
     pub(super) leases: BTreeMap<ShardId, Seen<Lease>>,
     pub(super) pins: BTreeMap<ShardId, Seen<Pin>>,
     pub(super) drains: BTreeMap<String, Seen<Drain>>,
+    /// Revisions of all entries, others' than ours as well: what stands as it did needs no second look.
+    revisions: BTreeMap<String, u64>,
+    /// Counts changes.
+    pub(super) changes: u64,
     newest: u64,
     behind_since: Option<Duration>,
 }
@@ -64,7 +68,7 @@ impl Known {
             let since = *self.behind_since.get_or_insert(now);
             merged = Merged::Behind;
             if now.saturating_sub(since) > patience {
-                *self = Known::default();
+                *self = Known { changes: self.changes + 1, ..Known::default() };
                 merged = Merged::Replaced;
             }
         }
@@ -107,6 +111,12 @@ impl Known {
     }
 
     fn put(&mut self, key: &str, revision: u64, value: &Bytes) {
+        match self.revisions.get_mut(key) {
+            Some(known) if *known >= revision => return,
+            Some(known) => *known = revision,
+            None => drop(self.revisions.insert(key.to_owned(), revision)),
+        }
+        self.changes += 1;
         self.newest = self.newest.max(revision);
         match Key::parse(key) {
             Some(Key::Node(node)) => put(&mut self.nodes, node, key, revision, value),
@@ -118,6 +128,14 @@ impl Known {
     }
 
     fn forget_but(&mut self, entries: &[Entry]) {
+        let known = |entry: &&Entry| self.revisions.contains_key(&entry.key);
+        if entries.iter().filter(known).count() == self.revisions.len() {
+            return;
+        }
+        self.changes += 1;
+        let all: std::collections::BTreeSet<&str> =
+            entries.iter().map(|entry| entry.key.as_str()).collect();
+        self.revisions.retain(|key, _| all.contains(key.as_str()));
         let keys: std::collections::BTreeSet<Key> =
             entries.iter().filter_map(|entry| Key::parse(&entry.key)).collect();
         self.nodes.retain(|node, _| keys.contains(&Key::Node(node.clone())));

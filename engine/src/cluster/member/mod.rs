@@ -160,6 +160,8 @@ pub struct Member {
     shards: Vec<Local>,
     placement: Placement,
     pins: BTreeMap<ShardId, String>,
+    /// What shards were placed after: changes of what is known, and whether this node leaves.
+    placed: Option<(u64, bool)>,
     /// Since when the same nodes are there.
     stable_since: Duration,
     /// Keys whose last write did not do what it should: a read begun after this time must come first.
@@ -182,6 +184,7 @@ impl Member {
             shards,
             placement: Placement::default(),
             pins: BTreeMap::new(),
+            placed: None,
             stable_since: Duration::ZERO,
             unclear: BTreeMap::new(),
             look: true,
@@ -371,6 +374,10 @@ impl Member {
 
     /// Places shards anew when nodes or pins changed.
     fn place(&mut self, now: Duration) {
+        let after = (self.known.changes, self.own.leaving());
+        if self.placed.replace(after) == Some(after) {
+            return;
+        }
         let mut nodes = Vec::new();
         for (node, seen) in &self.known.nodes {
             if let Some(session) = seen.ok().filter(|session| self.eligible(node, session)) {
