@@ -203,6 +203,20 @@ impl Nats {
         })
     }
 
+    /// Opens output logs once more, each with a reader of its own.
+    pub fn out_opener(&self) -> OpenOut {
+        let (connections, runtime) = (self.connections.clone(), self.runtime().clone());
+        let (_, _, out) = self.wanted();
+        Arc::new(move |shard| {
+            let (connections, wanted) = (connections.clone(), out(shard));
+            let opening = runtime.spawn(async move {
+                let log = JetStreamLog::open(&connections, &wanted, None).await;
+                log.map(|log| Arc::new(log) as Arc<dyn Log>).map_err(|error| error.to_string())
+            });
+            async move { opening.await.unwrap_or_else(|died| Err(died.to_string())) }.boxed()
+        })
+    }
+
     /// Where everything to do with the server runs.
     pub fn runtime(&self) -> &Handle {
         self.runtime.handle()
