@@ -15,11 +15,13 @@ use serde_json::json;
 
 use crate::backup;
 use crate::cli::args::{
-    BackupCommand, CheckpointCommand, DemoArgs, GenArgs, LogCopyArgs, ServeArgs, VerifyArgs,
+    BackupCommand, CheckpointCommand, DemoArgs, GenArgs, LogCopyArgs, MirrorArgs, PromoteArgs,
+    ServeArgs, VerifyArgs,
 };
 use crate::cli::{Commands, Console, Exit, Table, count};
 use crate::copy::{self, Location, Phase};
 use crate::node::Data;
+use crate::region;
 use crate::settings::Settings;
 use crate::verify::{self, Report};
 use crate::{demo, serve, snapshot, workload};
@@ -213,6 +215,52 @@ impl Commands for Engine {
         console: &mut Console,
     ) -> anyhow::Result<Exit> {
         backup::command::run(&settings, command, console)
+    }
+
+    fn mirror(
+        &self,
+        settings: Settings,
+        args: &MirrorArgs,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit> {
+        let mirrored = region::mirror(&settings, &args.from, &args.api)?;
+        if args.json {
+            console.json(&serde_json::to_value(&mirrored)?)?;
+        } else {
+            let region::Mirrored { streams, made } = mirrored;
+            writeln!(console.out, "{streams} streams are mirrored, {made} of them from now on")?;
+        }
+        Ok(Exit::Done)
+    }
+
+    fn promote(
+        &self,
+        settings: Settings,
+        args: &PromoteArgs,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit> {
+        let promoted = region::promote(&settings, args.old.as_deref())?;
+        if args.json {
+            console.json(&serde_json::to_value(&promoted)?)?;
+            return Ok(Exit::Done);
+        }
+        let region::Promoted { shards, streams, complete, uncommitted, took_ms } = promoted;
+        let seconds = took_ms as f64 / 1e3;
+        writeln!(
+            console.out,
+            "{streams} streams of {shards} shards promoted in {seconds:.1} s; {uncommitted} messages are \
+             to be counted"
+        )?;
+        if complete {
+            writeln!(console.out, "the old region is sealed, and all it had is here")?;
+        } else {
+            writeln!(
+                console.out,
+                "the old region was not sealed: keep it down, or run this again with --old when it can \
+                 be reached"
+            )?;
+        }
+        Ok(Exit::Done)
     }
 
     fn log_copy(

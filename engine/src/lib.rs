@@ -40,6 +40,7 @@ pub mod questions;
 pub mod readers;
 pub mod records;
 pub mod recovery;
+pub mod region;
 pub mod serve;
 pub mod service;
 pub mod settings;

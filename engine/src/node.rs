@@ -165,7 +165,9 @@ impl Data {
             Some(nats) => {
                 let nats = Nats::connect(nats)?;
                 let open = |wanted: &Wanted| {
-                    let log: Arc<dyn Log> = Arc::new(nats.open(wanted)?);
+                    // A replica only reads, so another region's mirrors will do.
+                    let mirror = settings.cluster.replica.then(|| wanted.clone().or_mirror());
+                    let log: Arc<dyn Log> = Arc::new(nats.open(mirror.as_ref().unwrap_or(wanted))?);
                     Ok(log)
                 };
                 let (control, usage, out) = nats.wanted();

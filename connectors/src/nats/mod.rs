@@ -36,6 +36,7 @@ mod places;
 pub mod producer;
 mod read;
 mod record;
+pub mod region;
 pub mod registry;
 mod registry_read;
 mod renewal;

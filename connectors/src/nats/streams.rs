@@ -35,6 +35,8 @@ pub struct Wanted {
     /// Bytes it may hold when it is created; `None`: as much as the server has. When full it refuses
     /// messages rather than lose old ones.
     pub bytes_max: Option<i64>,
+    /// Whether a mirror of it in another region will do, which can only be read.
+    pub mirror: bool,
 }
 
 impl Wanted {
@@ -47,6 +49,7 @@ impl Wanted {
                 .into(),
             replicas,
             bytes_max,
+            mirror: false,
         }
     }
 
@@ -58,6 +61,7 @@ impl Wanted {
             description: format!("meterr: usage events of shard {shard}"),
             replicas,
             bytes_max,
+            mirror: false,
         }
     }
 
@@ -71,7 +75,14 @@ impl Wanted {
             ),
             replicas,
             bytes_max,
+            mirror: false,
         }
+    }
+
+    /// The same for whoever only reads: a mirror will do.
+    #[must_use]
+    pub fn or_mirror(self) -> Wanted {
+        Wanted { mirror: true, ..self }
     }
 
     /// The configuration to create it with.
@@ -104,6 +115,7 @@ impl Wanted {
     /// What is wrong with a stream, each with what mends it. Empty when it will do.
     pub fn wrong(&self, found: &Config) -> Vec<String> {
         let name = &self.stream;
+        let mirrors = self.mirror && found.mirror.is_some();
         let mut wrong = Vec::new();
         let mut edit = |is: bool, what: &str, flags: &str| {
             if is {
@@ -111,7 +123,7 @@ impl Wanted {
             }
         };
         edit(
-            found.subjects != [self.subject.clone()],
+            !mirrors && found.subjects != [self.subject.clone()],
             &format!("subjects are {:?}, not [{:?}]", found.subjects, self.subject),
             &format!("--subjects '{}'", self.subject),
         );
@@ -153,7 +165,6 @@ impl Wanted {
         anew(found.retention != RetentionPolicy::Limits, "its retention is not \"limits\"");
         anew(found.storage != StorageType::File, "it is kept in memory only");
         anew(found.sealed, "it is sealed");
-        anew(found.mirror.is_some(), "it mirrors another stream");
         anew(
             found.sources.as_ref().is_some_and(|sources| !sources.is_empty()),
             "it takes messages from other streams, which get new positions",
@@ -164,6 +175,13 @@ impl Wanted {
             found.persist_mode == Some(PersistenceMode::Async),
             "it acknowledges before it writes (persist mode \"async\")",
         );
+        if found.mirror.is_some() && !self.mirror {
+            wrong.push(
+                "it mirrors another region's and can only be read; to take over, run: meterr promote \
+                 (a replica can read it: --replica)"
+                    .to_owned(),
+            );
+        }
         wrong
     }
 }

@@ -37,7 +37,7 @@ mod watch;
 
 use args::{
     BackupCommand, BackupStoreArgs, CheckpointCommand, Cli, Command, ConfigArgs, DemoArgs, GenArgs,
-    LogCommand, LogCopyArgs, ServeArgs, VerifyArgs,
+    LogCommand, LogCopyArgs, MirrorArgs, PromoteArgs, ServeArgs, VerifyArgs,
 };
 pub use client::ClientError;
 pub use console::Console;
@@ -121,6 +121,28 @@ pub trait Commands {
         &self,
         settings: Settings,
         command: &BackupCommand,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit>;
+
+    /// `mirror`.
+    ///
+    /// # Errors
+    /// When either region cannot be used.
+    fn mirror(
+        &self,
+        settings: Settings,
+        args: &MirrorArgs,
+        console: &mut Console,
+    ) -> anyhow::Result<Exit>;
+
+    /// `promote`.
+    ///
+    /// # Errors
+    /// When the mirrors do not fit together, or a region cannot be used.
+    fn promote(
+        &self,
+        settings: Settings,
+        args: &PromoteArgs,
         console: &mut Console,
     ) -> anyhow::Result<Exit>;
 
@@ -236,6 +258,16 @@ fn dispatch(
             let loaded = settings(config, environment, store.into_iter().chain(key).collect())?;
             log(&loaded, "warn")?;
             commands.backup(loaded.settings, command, console)
+        }
+        Command::Mirror(args) => {
+            let loaded = load(&args.config, vec![])?;
+            log(&loaded, "warn")?;
+            commands.mirror(loaded.settings, args, console)
+        }
+        Command::Promote(args) => {
+            let loaded = load(&args.config, vec![])?;
+            log(&loaded, "warn")?;
+            commands.promote(loaded.settings, args, console)
         }
         Command::Log(LogCommand::Copy(args)) => {
             if args.from == args.to {
@@ -383,6 +415,12 @@ mod tests {
             _: &mut Console,
         ) -> anyhow::Result<Exit> {
             self.0.borrow_mut().push(("backup".to_owned(), settings));
+            Ok(Exit::Done)
+        }
+        fn mirror(&self, _: Settings, _: &MirrorArgs, _: &mut Console) -> anyhow::Result<Exit> {
+            Ok(Exit::Done)
+        }
+        fn promote(&self, _: Settings, _: &PromoteArgs, _: &mut Console) -> anyhow::Result<Exit> {
             Ok(Exit::Done)
         }
         fn log_copy(

@@ -9,8 +9,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::args::{
-    BackupCommand, CheckpointCommand, ClientArgs, DemoArgs, GenArgs, LogCopyArgs, ServeArgs,
-    VerifyArgs,
+    BackupCommand, CheckpointCommand, ClientArgs, DemoArgs, GenArgs, LogCopyArgs, MirrorArgs,
+    PromoteArgs, ServeArgs, VerifyArgs,
 };
 use super::{Commands, Console, Exit};
 use crate::settings::Settings;
@@ -218,6 +218,12 @@ impl Commands for NoCommands {
         anyhow::bail!("no engine")
     }
     fn backup(&self, _: Settings, _: &BackupCommand, _: &mut Console) -> anyhow::Result<Exit> {
+        anyhow::bail!("no engine")
+    }
+    fn mirror(&self, _: Settings, _: &MirrorArgs, _: &mut Console) -> anyhow::Result<Exit> {
+        anyhow::bail!("no engine")
+    }
+    fn promote(&self, _: Settings, _: &PromoteArgs, _: &mut Console) -> anyhow::Result<Exit> {
         anyhow::bail!("no engine")
     }
     fn log_copy(&self, _: Settings, _: &LogCopyArgs, _: &mut Console) -> anyhow::Result<Exit> {

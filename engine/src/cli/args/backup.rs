@@ -163,3 +163,57 @@ pub struct BackupPruneArgs {
     #[command(flatten)]
     pub store: BackupStoreArgs,
 }
+
+/// `mirror`
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Run once for each deployment: afterwards the servers follow by themselves. The new servers must reach the \
+old ones: by a leaf node (with a JetStream domain on each side; the API is then $JS.DOMAIN.API), or by an \
+import of the old account's API. Nothing else of the deployment may cross, or each region would take what \
+is published in the other once it is promoted: let a leaf node's remote have deny_imports and deny_exports \
+of usage.>, out.>, control, spend.> and meterr.>.
+
+A replica may serve reads from the mirrors: meterr serve --replica --nats URL
+
+Example:
+  meterr mirror --from nats://10.0.0.1:4222 --api '$JS.old.API' --nats nats://10.1.0.1:4222")]
+pub struct MirrorArgs {
+    /// NATS servers of the deployment
+    #[arg(long, value_name = "URL")]
+    pub from: String,
+    /// How the new servers reach the old ones' JetStream API
+    #[arg(long, value_name = "PREFIX")]
+    pub api: String,
+    /// Which configuration to use; --nats names the new servers.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `promote`
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Turns the mirrors that `meterr mirror` made into streams of their own. Start nodes with --nats there \
+afterwards, each with an empty data directory, and point producers and subscribers to them.
+
+With --old the old region's streams are sealed first, for good: no producer and no node gets an \
+acknowledgement there any more, and nothing is lost. To go back later, remove them and mirror the other \
+way. Without it, what had not arrived is lost, and nothing prevents that producers and nodes of the old \
+region go on there when it is back: seal it with --old (running this again is fine), or keep it down.
+
+Examples:
+  meterr promote --nats nats://10.1.0.1:4222 --old nats://10.0.0.1:4222
+  meterr promote --nats nats://10.1.0.1:4222")]
+pub struct PromoteArgs {
+    /// NATS servers of the old region, if they can be reached
+    #[arg(long, value_name = "URL")]
+    pub old: Option<String>,
+    /// Which configuration to use; --nats names the new servers.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -22,7 +22,7 @@ mod values;
 
 pub use backup::{
     BackupCommand, BackupCreateArgs, BackupListArgs, BackupPruneArgs, BackupRestoreArgs,
-    BackupStoreArgs, BackupVerifyArgs,
+    BackupStoreArgs, BackupVerifyArgs, MirrorArgs, PromoteArgs,
 };
 pub use cluster::{ClusterCommand, ClusterDrainArgs, ClusterMoveArgs, ClusterStatusArgs, WaitArgs};
 pub use nats::NatsArgs;
@@ -120,6 +120,10 @@ pub enum Command {
     /// Make, list, verify and restore backups of a server at work
     #[command(subcommand)]
     Backup(BackupCommand),
+    /// Let a second region follow: mirror all streams to other NATS servers
+    Mirror(MirrorArgs),
+    /// Let the second region take over: make its mirrors the deployment's own streams
+    Promote(PromoteArgs),
     /// Move the logs of a stopped server
     #[command(subcommand)]
     Log(LogCommand),
