@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use meterr_connectors::api::Api;
+use meterr_connectors::blob_checkpoints::BlobCheckpoints;
 use meterr_connectors::changes::Announcer;
 use meterr_connectors::log::Log;
 use meterr_connectors::nats::announce::SpendAnnouncer;
+use meterr_connectors::nats::blobs::NatsBlobs;
 use meterr_connectors::nats::connection::{Line, NatsSettings, shown};
 use meterr_connectors::nats::log::{Connections, JetStreamLog};
 use meterr_connectors::nats::mapping::{self, Mapping};
@@ -27,6 +29,7 @@ use tokio::task::JoinHandle;
 use crate::cluster::link::OpenOut;
 use crate::node::NodeError;
 use crate::settings::{self, MappingWanted};
+use crate::snapshot;
 
 /// Smallest `max_payload` of a server: what the largest part or request needs.
 const PAYLOAD_MIN: usize = 1024 * 1024;
@@ -201,6 +204,19 @@ impl Nats {
         connected.map_err(|why: String| {
             NodeError::Refused(format!("this node cannot be part of the cluster: {why}"))
         })
+    }
+
+    /// Checkpoints that all nodes share, in an object store of the servers.
+    ///
+    /// # Errors
+    /// When the server does not let us, or its bucket cannot be used.
+    pub fn checkpoints(&self) -> Result<BlobCheckpoints, NodeError> {
+        let connect = NatsBlobs::connect(&self.settings.connection, self.settings.replicas);
+        let blobs = self.runtime.block_on(connect).map_err(|error| {
+            NodeError::Refused(format!("checkpoints cannot be shared with other nodes: {error}"))
+        })?;
+        let runtime = self.runtime().clone();
+        Ok(BlobCheckpoints::new(Arc::new(blobs), runtime, snapshot::FORMAT))
     }
 
     /// Opens output logs once more, each with a reader of its own.

@@ -15,6 +15,7 @@ use meterr_connectors::embedded::{
     DataDirLock, EmbeddedLog, EmbeddedOptions, FileSystem, LockError, RealFs, RecoveryReport,
     unfinished_copy,
 };
+use meterr_connectors::layered_checkpoints::Layered;
 use meterr_connectors::log::{Log, LogError, Message, system_clock};
 use meterr_connectors::nats::streams::Wanted;
 use meterr_connectors::nats::subjects;
@@ -237,7 +238,11 @@ impl Data {
         for notice in report.notices() {
             tracing::error!(notice, "checkpoint store; what is missing is rebuilt from the log");
         }
-        let checkpoints = Arc::new(store);
+        let local = Arc::new(store);
+        let checkpoints: Arc<dyn CheckpointStore> = match &keeper {
+            Keeper::Embedded(_) => local,
+            Keeper::Nats(nats) => Arc::new(Layered::new(local, Arc::new(nats.checkpoints()?))),
+        };
         Ok(Data { logs, keeper, checkpoints, control, _lock: lock })
     }
 

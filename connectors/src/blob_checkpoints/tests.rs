@@ -83,7 +83,7 @@ fn strangers_and_crashes_leave_nothing_that_is_believed() {
     let bytes = runtime.block_on(blobs.get(&manifest)).unwrap().unwrap();
     put(&format!("{dir}2222222222222222"), &bytes);
     assert_eq!(load(&store, 3), Some(vec![base.clone()]));
-    assert_eq!(store.list(SHARD).unwrap(), [base.0.clone()]);
+    assert_eq!(store.list(SHARD).unwrap(), std::slice::from_ref(&base.0));
     assert_eq!(store.shards().unwrap(), [SHARD]);
     assert_eq!(store.verify(SHARD).unwrap().len(), 2);
 }

@@ -608,7 +608,9 @@ impl LiveShard {
         }
         let grown =
             state.delta_bytes as f64 > state.base_bytes as f64 * self.spec.checkpointing.base_ratio;
-        let base = state.base_due || grown;
+        // Where a store has lost the chain, or another node's lies between.
+        let above = self.spec.checkpoints.base_above(self.spec.id);
+        let base = state.base_due || grown || above.is_some();
         let taken = if base { self.shard.take_base() } else { self.shard.take_delta() };
         let chunks = snapshot::encode(taken, self.epochs.take(base))
             .map_err(|e| StopReason::Checkpoint(e.to_string()))?;
@@ -629,7 +631,7 @@ impl LiveShard {
         state.epoch = self.progress.epoch;
         state.under_way = true;
         if base {
-            state.generation += 1;
+            state.generation = state.generation.max(above.unwrap_or(0)) + 1;
             state.index = 0;
             state.base_bytes = bytes;
             state.delta_bytes = 0;
