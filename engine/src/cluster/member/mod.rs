@@ -215,7 +215,9 @@ impl Member {
                 self.own.nudge |= write.nudge;
             }
             // A beat is just tried again: if it did happen, the next one conflicts.
-            Err(RegistryError::Unavailable(_)) if key == self.own.key => self.own.beat_again(now),
+            Err(RegistryError::Unavailable(_)) if key == self.own.key => {
+                self.own.beat_again(now, self.settings.ttl)
+            }
             // Somebody else wrote, or it may have happened: look before anything else is tried.
             Err(error) => {
                 self.unclear.insert(key.to_owned(), now);

@@ -125,9 +125,10 @@ impl Own {
         }
     }
 
-    /// The last beat may not have happened: the next one is due.
-    pub(super) fn beat_again(&mut self, now: Duration) {
-        self.next_beat = self.next_beat.min(now);
+    /// The last beat may not have happened: the next one is due, in a moment, so that a registry that
+    /// refuses at once is not asked without a pause.
+    pub(super) fn beat_again(&mut self, now: Duration, ttl: Duration) {
+        self.next_beat = self.next_beat.min(now + ttl / 32);
     }
 
     pub(super) fn acknowledged(&mut self, now: Duration, ttl: Duration) {
