@@ -176,6 +176,13 @@ pub trait CheckpointStore: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether the next checkpoint of a shard must be a base, and then above which generation. Asked
+    /// before each checkpoint: a store that keeps copies in several places may have lost the chain in
+    /// one of them, and only a base makes it whole there.
+    fn base_above(&self, _shard: ShardId) -> Option<u64> {
+        None
+    }
+
     /// Deletes generations older than the newest `keep` that verify wholly. Never deletes the newest.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod backup;
+pub mod blob_checkpoints;
 pub mod blobs;
 pub mod changes;
 pub mod checkpoint;
@@ -20,6 +21,7 @@ pub mod embedded;
 mod fake;
 pub mod frame;
 pub mod http;
+pub mod layered_checkpoints;
 pub mod log;
 pub mod memory;
 pub mod nats;

@@ -220,8 +220,16 @@ impl NodeActor {
                 // Not waited for: at most one a shard is under way, and shards need not stop for it.
                 ctx.spawn(written.into_actor(self).map(|_, _, _| ()));
             }
-            Event::Stopped(shard, reason @ StopReason::TakenOver { .. }) if self.shared.leased => {
+            Event::Stopped(
+                shard,
+                reason @ (StopReason::TakenOver { .. } | StopReason::Outranked { .. }),
+            ) if self.shared.leased => {
                 tracing::warn!(%shard, %reason, "shard lost");
+                let found = match reason {
+                    StopReason::Outranked { found, .. } => found,
+                    _ => 0,
+                };
+                self.shared.lost[usize::from(shard.0)].store(found, Ordering::Relaxed);
                 self.tell(shard, Happened::TakenOver, ctx);
             }
             Event::Stopped(shard, reason) => {
@@ -430,7 +438,7 @@ impl Handler<WriteCheckpoint> for CheckpointActor {
 
     fn handle(&mut self, WriteCheckpoint { job, shard }: WriteCheckpoint, ctx: &mut Context<Self>) {
         let started = Instant::now();
-        let CheckpointJob { manifest, chunks } = job;
+        let CheckpointJob { manifest, chunks, opening } = job;
         let written = self.store.write(&manifest, &chunks);
         if written.is_ok()
             && manifest.index == 0
@@ -455,7 +463,7 @@ impl Handler<WriteCheckpoint> for CheckpointActor {
         self.shared.written(shard);
         let shared = self.shared.clone();
         let told = async move {
-            shared.tell(shard, Command::Checkpointed(shard, written.is_ok())).await;
+            shared.tell(shard, Command::Checkpointed(shard, opening, written.is_ok())).await;
         };
         ctx.spawn(told.into_actor(self));
     }

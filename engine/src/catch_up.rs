@@ -27,11 +27,22 @@ impl Service {
         let shard = self.home(&org);
         let after = after.filter(|after| after.shard == shard).map(|after| after.epoch);
         let question = ShardQuestion::ChangedAt { org: org.clone() };
-        let Answered { answer, as_of, epoch: to, commit } = self.ask(shard, question, None).await?;
-        let ShardAnswer::ChangedAt(last) = answer else { return Err(strange(shard)) };
+        let Answered { answer, as_of, epoch: mut to, mut commit } =
+            self.ask(shard, question, None).await?;
+        let ShardAnswer::ChangedAt(mut last) = answer else { return Err(strange(shard)) };
+        let mut as_of = as_of.as_of;
+        if let Some(after) = after.filter(|after| *after > to)
+            && let Some(newest) = self.newest_commit(shard).await.map_err(ApiError::Unavailable)?
+            && newest.1.epoch >= after
+        {
+            // Whoever answered is behind what the reader has seen already: a node that was cut off and
+            // does not know yet that its shard was taken over. The log is not behind.
+            (to, commit, last) = (newest.1.epoch, newest.0, None);
+            as_of = self::as_of(shard, &newest.1);
+        }
         if let Some(after) = after.filter(|after| *after <= to) {
             if last.is_some_and(|last| last <= after) {
-                return Ok(vec![announce::current(shard, to, &as_of.as_of, &org)]);
+                return Ok(vec![announce::current(shard, to, &as_of, &org)]);
             }
             self.readable(shard, commit).await?;
             if let Some(changes) = self.changes_since(shard, &org, after, to).await {
@@ -43,7 +54,7 @@ impl Service {
                     messages.extend(announce::rows(kind, shard, *epoch, before, as_of, rows));
                 }
                 if messages.is_empty() {
-                    messages.push(announce::current(shard, to, &as_of.as_of, &org));
+                    messages.push(announce::current(shard, to, &as_of, &org));
                 }
                 return Ok(announce::answer(messages));
             }
@@ -124,11 +135,17 @@ impl Service {
 
     /// Epoch of the newest commit there is.
     pub(crate) async fn newest_epoch(&self, shard: ShardId) -> Result<u64, String> {
+        Ok(self.newest_commit(shard).await?.map_or(0, |(_, commit)| commit.epoch))
+    }
+
+    /// The newest commit there is, with the position of its record.
+    async fn newest_commit(&self, shard: ShardId) -> Result<Option<(u64, Commit)>, String> {
         let newest = self.shared.logs[usize::from(shard.0)].out.last_commit().await;
         match newest.map_err(|error| error.to_string())? {
-            None => Ok(0),
+            None => Ok(None),
             Some(record) => {
-                parse_commit(&record).map(|commit| commit.epoch).map_err(|e| e.to_string())
+                let commit = parse_commit(&record).map_err(|error| error.to_string())?;
+                Ok(Some((record.position, commit)))
             }
         }
     }

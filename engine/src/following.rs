@@ -84,7 +84,14 @@ impl Service {
             // It may be about to be opened.
             self.ask(shard, ShardQuestion::Progress, None).await?;
         }
-        if link.is_none_or(at_work) {
+        let mut at_work = link.is_none_or(at_work);
+        if let (From::Epoch(after), true, true) = (from, at_work, link.is_some()) {
+            // A node that was cut off may not know yet that its shard was taken over.
+            let known = self.shared.progress[usize::from(shard.0)].borrow().epoch;
+            let newest = || async { self.newest_epoch(shard).await.map_err(ApiError::Unavailable) };
+            at_work = after <= known || newest().await? < after;
+        }
+        if at_work {
             match self.follow_here(shard, &org, from).await {
                 Err(ApiError::Unavailable(_)) if link.is_some() => {}
                 followed => return followed,

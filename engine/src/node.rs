@@ -474,6 +474,8 @@ pub struct NodeShared {
     pub states: Vec<Mutex<(crate::lifecycle::State, Option<String>)>>,
     /// Token under which each shard is owned or to be owned here; 0 where it is not.
     pub tokens: Vec<AtomicU64>,
+    /// Token that each shard that was lost was found sealed under, 0 if that is not known.
+    pub lost: Vec<AtomicU64>,
     /// Commits that each shard that stands by has still to take in.
     pub behind: Vec<AtomicU64>,
     /// When each shard that stands by was last known to have everything.

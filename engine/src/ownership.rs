@@ -51,8 +51,7 @@ impl Shards for NodeShards {
                 // Nobody waits for it as urgently as the next start.
                 State::HandOver if stopping && writing => Held::Releasing,
                 State::HandOver | State::Released => Held::Released,
-                // Whose token stands in the log shows when it is taken over again.
-                State::Lost => Held::Lost { token: 0 },
+                State::Lost => Held::Lost { token: shared.lost[at].load(Ordering::Relaxed) },
                 State::Stopped(_) => Held::Stopped(problem.unwrap_or_default()),
             }
         });

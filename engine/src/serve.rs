@@ -99,6 +99,7 @@ async fn run(
         progress,
         states: specs.iter().map(|_| Mutex::new((State::Claim, None))).collect(),
         tokens: specs.iter().map(|_| AtomicU64::new(0)).collect(),
+        lost: specs.iter().map(|_| AtomicU64::new(0)).collect(),
         behind: specs.iter().map(|_| AtomicU64::new(0)).collect(),
         writing: specs.iter().map(|_| AtomicBool::new(false)).collect(),
         stopping: AtomicBool::new(false),

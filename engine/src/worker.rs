@@ -54,8 +54,8 @@ pub enum Command {
     Loaded(ShardId, u64, Result<Box<Loaded>, StopReason>),
     /// Take a shard over under at least this token, once it has followed to the end.
     Own(ShardId, u64),
-    /// The outcome of a sealing record's append.
-    Sealed(ShardId, Result<u64, LogError>),
+    /// The outcome of a sealing record's append; of which opening.
+    Sealed(ShardId, u64, Result<u64, LogError>),
     /// Commits of the owner of a shard that stands by.
     Commits(ShardId, Vec<FollowedCommit>, OwnedSemaphorePermit),
     /// Finish the commit under way and stand by from then on.
@@ -66,10 +66,10 @@ pub enum Command {
     Usage(ShardId, Vec<Record>, OwnedSemaphorePermit),
     /// Control changes, for every shard of the thread.
     Control(Arc<Vec<(u64, ControlChange)>>),
-    /// The outcome of a commit's append.
-    Appended(ShardId, Result<u64, LogError>),
-    /// The outcome of a checkpoint's writing.
-    Checkpointed(ShardId, bool),
+    /// The outcome of a commit's append; of which opening.
+    Appended(ShardId, u64, Result<u64, LogError>),
+    /// The outcome of a checkpoint's writing; of which opening.
+    Checkpointed(ShardId, u64, bool),
     /// A query.
     Query(ShardId, Query),
     /// Finish what came in, take a last checkpoint and close.
@@ -194,6 +194,8 @@ pub fn timely_worker() -> Worker {
 /// A shard on this thread.
 struct Hosted {
     stage: Stage,
+    /// Which opening it is: what an earlier one still awaited does not concern it.
+    opening: u64,
     /// Token under which it is to be owned, if it is and not yet.
     wanted: Option<u64>,
     releasing: bool,
@@ -203,8 +205,8 @@ struct Hosted {
 }
 
 enum Stage {
-    /// What it needs is being fetched; which opening it is.
-    Loading(Box<ShardSpec>, u64),
+    /// What it needs is being fetched.
+    Loading(Box<ShardSpec>),
     /// Its state is being rebuilt.
     Opening(Box<ShardSpec>, Box<Opening>),
     /// It stands by or is owned.
@@ -330,6 +332,12 @@ impl Hosts<'_> {
         }
     }
 
+    /// The shard, if it is the one of this opening.
+    fn live_of(&mut self, id: ShardId, opening: u64) -> Option<&mut LiveShard> {
+        self.shards.get(&id).filter(|hosted| hosted.opening == opening)?;
+        self.live(id)
+    }
+
     fn hear(&mut self, command: Command) {
         match command {
             Command::End => {}
@@ -341,8 +349,8 @@ impl Hosts<'_> {
                     hosted.wanted = Some(token);
                 }
             }
-            Command::Sealed(id, outcome) => {
-                let Some(live) = self.live(id) else { return };
+            Command::Sealed(id, opening, outcome) => {
+                let Some(live) = self.live_of(id, opening) else { return };
                 let sealed = live.sealed(outcome);
                 let progress = live.progress();
                 match sealed {
@@ -373,8 +381,8 @@ impl Hosts<'_> {
                     }
                 }
             }
-            Command::Appended(id, result) => {
-                let Some(live) = self.live(id) else { return };
+            Command::Appended(id, opening, result) => {
+                let Some(live) = self.live_of(id, opening) else { return };
                 match live.committed(result) {
                     Ok(committed) => {
                         let state = state(live);
@@ -383,8 +391,8 @@ impl Hosts<'_> {
                     Err(reason) => self.stop(id, reason),
                 }
             }
-            Command::Checkpointed(id, written) => {
-                if let Some(live) = self.live(id) {
+            Command::Checkpointed(id, opening, written) => {
+                if let Some(live) = self.live_of(id, opening) {
                     live.checkpointed(written);
                 }
             }
@@ -422,17 +430,23 @@ impl Hosts<'_> {
             let died = |error: tokio::task::JoinError| StopReason::Checkpoint(error.to_string());
             Command::Loaded(id, opening, loaded.unwrap_or_else(|error| Err(died(error))))
         });
-        let stage = Stage::Loading(spec, opening);
-        let hosted = Hosted { stage, wanted, releasing: false, draining: false, last_taken: false };
+        let hosted = Hosted {
+            stage: Stage::Loading(spec),
+            opening,
+            wanted,
+            releasing: false,
+            draining: false,
+            last_taken: false,
+        };
         self.shards.insert(id, hosted);
     }
 
     fn loaded(&mut self, id: ShardId, opening: u64, loaded: Result<Box<Loaded>, StopReason>) {
         let Some(hosted) = self.shards.get_mut(&id) else { return };
-        let Stage::Loading(spec, of) = &hosted.stage else { return };
-        if *of != opening {
+        if hosted.opening != opening {
             return;
         }
+        let Stage::Loading(spec) = &hosted.stage else { return };
         let spec = spec.clone();
         self.current.store(u32::from(id.0), Ordering::Relaxed);
         let begun = loaded.and_then(|loaded| Opening::begin(&mut self.worker, &spec, *loaded));
@@ -471,8 +485,10 @@ impl Hosts<'_> {
                     if std::mem::take(&mut hosted.releasing) {
                         hosted.wanted = None;
                         // Said before the checkpoint is encoded: somebody waits for the shard.
+                        let opening = hosted.opening;
                         self.tell(Event::Released(id));
                         let job = self.live(id).map_or(Ok(None), LiveShard::last_checkpoint)?;
+                        let job = job.map(|job| CheckpointJob { opening, ..job });
                         self.tell(Event::Checkpoint(id, job));
                     }
                     return Ok(Worked::Goes);
@@ -501,8 +517,8 @@ impl Hosts<'_> {
                 if let Some(token) = hosted.wanted
                     && live.sealable()
                 {
-                    let append = live.seal(token);
-                    self.await_for(async move { Command::Sealed(id, append.await) });
+                    let (append, opening) = (live.seal(token)?, hosted.opening);
+                    self.await_for(async move { Command::Sealed(id, opening, append.await) });
                 }
                 Ok(Worked::Waits)
             }
@@ -516,7 +532,7 @@ impl Hosts<'_> {
             Stage::Opening(spec, _) => spec.clone(),
             _ => return Ok(()),
         };
-        let loading = Stage::Loading(spec.clone(), 0);
+        let loading = Stage::Loading(spec.clone());
         let Stage::Opening(_, opening) = std::mem::replace(&mut hosted.stage, loading) else {
             return Ok(());
         };
@@ -538,10 +554,12 @@ impl Hosts<'_> {
         let job = live.checkpoint(last)?;
         let append = if hosted.releasing { None } else { live.pump(&mut self.worker)? };
         let done = hosted.draining && !live.busy() && job.is_none() && !live.checkpoint_under_way();
+        let opening = hosted.opening;
         if let Some(append) = append {
-            self.await_for(async move { Command::Appended(id, append.await) });
+            self.await_for(async move { Command::Appended(id, opening, append.await) });
         }
         if let Some(job) = job {
+            let job = CheckpointJob { opening, ..job };
             self.tell(Event::Checkpoint(id, Some(job)));
         }
         Ok(if done { Worked::Done } else { Worked::Waits })

@@ -93,7 +93,7 @@ impl Node {
     fn own(&mut self, token: u64) {
         loop {
             assert!(self.live.sealable());
-            let outcome = block_on(self.live.seal(token));
+            let outcome = block_on(self.live.seal(token).unwrap());
             if self.live.sealed(outcome).unwrap() {
                 return;
             }

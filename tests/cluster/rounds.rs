@@ -353,6 +353,10 @@ impl Rounds {
             std::thread::sleep(Duration::from_millis(2));
         }
         let position = self.sent.lock().unwrap().position();
+        let acknowledged = began.elapsed();
+        if acknowledged > Duration::from_secs(5) {
+            println!("  acknowledged after {} ms", acknowledged.as_millis());
+        }
         let path = format!("/v1/top?by=org&window=all&n=1&min_position={position}");
         loop {
             let node = self.any();
@@ -360,6 +364,10 @@ impl Rounds {
             let answer = server.try_get(&path);
             if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
                 break;
+            }
+            if began.elapsed() > Duration::from_secs(5) {
+                let after = began.elapsed().as_millis();
+                println!("  after {after} ms {} says {answer:?}", self.nodes[node].name);
             }
             let going = match &answer {
                 // Not counted yet, or on the move.

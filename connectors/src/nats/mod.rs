@@ -14,6 +14,7 @@
 //! | [`mapping`] | whether the server brings `usage.<org>` into the right shard |
 //! | [`registry`] | a bucket as [`Registry`](crate::cluster::Registry); `bucket` says how it must be set |
 //! | [`peers`] | questions from node to node; `pieces` cuts and joins their answers |
+//! | [`blobs`] | an object store as [`Blobs`](crate::blobs::Blobs) |
 //! | [`producer`] | messages to usage streams, repeated until they are acknowledged |
 //!
 //! Types of the client library stay in here.
@@ -21,6 +22,7 @@
 pub mod announce;
 mod asking;
 pub mod asyncapi;
+pub mod blobs;
 mod bucket;
 pub mod connection;
 pub mod endpoints;

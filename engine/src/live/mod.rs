@@ -136,6 +136,14 @@ pub enum StopReason {
         /// Position of the other one's.
         actual: u64,
     },
+    /// The log is sealed under a higher token than this node may use.
+    #[error("the output log is sealed under token {found}, above {token} of this node's lease")]
+    Outranked {
+        /// Token of the lease.
+        token: u64,
+        /// Token of the last commit.
+        found: u64,
+    },
     /// Another node committed while this one was taking over.
     #[error("another node committed while this one was taking the shard over")]
     Raced,
@@ -178,6 +186,8 @@ pub struct CheckpointJob {
     pub manifest: Manifest,
     /// Its chunks.
     pub chunks: Vec<Bytes>,
+    /// Which opening of the shard took it, for whoever opens it more than once.
+    pub opening: u64,
 }
 
 /// A commit under way.
@@ -258,7 +268,7 @@ impl LiveShard {
         heard: impl FnMut(u64, u64, u64),
     ) -> Result<LiveShard, StopReason> {
         let mut live = LiveShard::stand_by(spec.clone(), rebuild(worker, &spec, heard)?)?;
-        let outcome = block_on(live.seal(0));
+        let outcome = block_on(live.seal(0)?);
         if live.sealed(outcome)? { Ok(live) } else { Err(StopReason::Raced) }
     }
 
@@ -647,7 +657,7 @@ impl LiveShard {
             bytes,
             hash: chunks_hash(&chunks),
         };
-        Ok(Some(CheckpointJob { manifest, chunks }))
+        Ok(Some(CheckpointJob { manifest, chunks, opening: 0 }))
     }
 
     /// Takes the outcome of a checkpoint. A failed one is followed by a base, since what it held is

@@ -114,9 +114,19 @@ impl LiveShard {
     }
 
     /// Begins to take the shard over: a commit record that repeats the last epoch under a higher token.
-    /// `token` is the lease's; the record's is above that of the last commit in any case. Returns the
-    /// append to be awaited, whose outcome goes to [`LiveShard::sealed`].
-    pub fn seal(&mut self, token: u64) -> BoxFuture<'static, Result<u64, LogError>> {
+    /// `token` is the lease's (0 without leases); the record's is above that of the last commit in any
+    /// case. Returns the append to be awaited, whose outcome goes to [`LiveShard::sealed`].
+    ///
+    /// # Errors
+    /// When the last commit has a token above the lease's: whoever made it is the rightful owner, and this
+    /// node was slow to hear of it.
+    pub fn seal(
+        &mut self,
+        token: u64,
+    ) -> Result<BoxFuture<'static, Result<u64, LogError>>, StopReason> {
+        if token > 0 && self.token > token {
+            return Err(StopReason::Outranked { token, found: self.token });
+        }
         let token = token.max(self.token + 1);
         self.role = Role::Sealing { token };
         let sealing = Commit {
@@ -133,7 +143,7 @@ impl LiveShard {
         let payload = serde_json::to_vec(&sealing).expect("texts and numbers are always JSON");
         let record = Message::new(format!("out.{}.commit", self.spec.id), payload);
         let append = self.spec.logs.out.commit(Vec::new(), record, self.progress.commit);
-        Box::pin(async move { append.await.map(|appended| appended.last) })
+        Ok(Box::pin(async move { append.await.map(|appended| appended.last) }))
     }
 
     /// Takes the outcome of [`LiveShard::seal`]: whether the shard is owned now. If not, another commit

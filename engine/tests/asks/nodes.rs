@@ -221,6 +221,7 @@ impl Node {
             progress: seen,
             states: (0..SHARDS).map(|_| Mutex::new((State::Claim, None))).collect(),
             tokens: (0..SHARDS).map(|_| AtomicU64::new(0)).collect(),
+            lost: (0..SHARDS).map(|_| AtomicU64::new(0)).collect(),
             behind: (0..SHARDS).map(|_| AtomicU64::new(0)).collect(),
             current: (0..SHARDS).map(|_| Mutex::new(None)).collect(),
             writing: (0..SHARDS).map(|_| AtomicBool::new(false)).collect(),
@@ -252,8 +253,8 @@ impl Node {
                     Event::Stopped(shard, why) => {
                         set(shard, false, State::Stopped(why.to_string()));
                     }
-                    Event::Checkpoint(shard, Some(_)) => {
-                        drop(sender.send(Command::Checkpointed(shard, true)));
+                    Event::Checkpoint(shard, Some(job)) => {
+                        drop(sender.send(Command::Checkpointed(shard, job.opening, true)));
                     }
                     _ => {}
                 }

@@ -1,0 +1,606 @@
+//! Checkpoints among blobs, so that a node can restore what another one saved.
+//!
+//! ```text
+//! checkpoint/<shard>/<generation>-<token>/<index>-<hash>         manifest, as a frame
+//! checkpoint/<shard>/<generation>-<token>/<index>-<hash>.<part>  its chunks, as frames one after another
+//! ```
+//!
+//! Numbers are padded so that names sort as they count; the hash is of the manifest's frame, which holds
+//! the hash of the chunks and of the manifest before it. So one name has one content, and two writers,
+//! such as a frozen owner and the one that took over, never overwrite each other: they write under
+//! their tokens. The manifest comes last; before it is there nothing of a checkpoint is believed, and
+//! what a crash leaves without one goes when its generation is pruned.
+//!
+//! The manifests of a generation form a tree by the hashes they refer to. Every path from a base is a
+//! state that was committed; of those that verify, the one with the highest epoch is loaded, then the
+//! one with the highest token. A delta continues what this process loaded or wrote last. Where that is
+//! not known and several manifests stand in the place before it, it is refused: behind the wrong one it
+//! would verify and be wrong.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use meterr_operators::ids::{SHARDS_MAX, ShardId};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::blobs::{Blob, BlobError, Blobs};
+use crate::checkpoint::{Chain, CheckpointError, CheckpointStore, Kind, Manifest, Verified};
+use crate::checkpoint_record::{
+    CHUNK_FORM, NO_PREVIOUS, Place, Record, Slot, Stored, problem_of, problem_of_chunks,
+    problem_of_link, problem_of_order, record_hash, refused,
+};
+use crate::frame::{self, HEADER_LEN, Header};
+
+/// Bytes of chunks in one blob, and at most one chunk more.
+const PART_LEN: usize = 16 * 1024 * 1024;
+/// Requests under way at once.
+const REQUESTS: usize = 8;
+/// Most checkpoints a shard may have before it is taken for damage.
+const CHECKPOINTS_MAX: usize = 100_000;
+
+/// A [`CheckpointStore`] on [`Blobs`]. Its calls block and must not be made on a thread of the runtime
+/// that serves asynchronous work.
+pub struct BlobCheckpoints {
+    blobs: Arc<dyn Blobs>,
+    runtime: Handle,
+    format_known: u16,
+    part_len: usize,
+    /// What this process loaded or wrote last of each shard.
+    tips: Mutex<HashMap<ShardId, Stored>>,
+    notices: Mutex<Vec<String>>,
+}
+
+/// A manifest's name, taken apart. The order is that of places, then of tokens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    generation: u64,
+    index: u32,
+    token: u64,
+    text: String,
+}
+
+/// What a listing shows of a shard.
+#[derive(Default)]
+struct Listed {
+    manifests: BTreeSet<Name>,
+    /// Parts by the manifest's name.
+    parts: HashMap<String, Vec<Blob>>,
+    all: Vec<(u64, String)>,
+}
+
+/// A checkpoint among blobs.
+struct Node {
+    name: Name,
+    slot: Slot,
+    parts: Vec<Blob>,
+}
+
+impl Node {
+    fn stored(&self) -> Option<&Stored> {
+        self.slot.sound()
+    }
+}
+
+fn shard_prefix(shard: ShardId) -> String {
+    format!("checkpoint/{:03}/", shard.0)
+}
+
+/// Name of a manifest.
+fn name_of(manifest: &Manifest, hash: &[u8; 32]) -> Name {
+    let Manifest { generation, index, token, .. } = *manifest;
+    let hash: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let prefix = shard_prefix(manifest.shard_id());
+    let text = format!("{prefix}{generation:020}-{token:020}/{index:010}-{hash}");
+    Name { generation, index, token, text }
+}
+
+fn part_name(name: &str, part: usize) -> String {
+    format!("{name}.{part:05}")
+}
+
+/// Reads what follows the shard in a name: generation, token, index, and the part if it is one. Nothing
+/// for what is not named as it would be here.
+fn parse(rest: &str) -> Option<(u64, u64, u32, Option<usize>)> {
+    fn number<T: std::str::FromStr>(text: &str, digits: usize) -> Option<T> {
+        let plain = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
+        plain.then(|| text.parse().ok()).flatten()
+    }
+    let (dir, file) = rest.split_once('/')?;
+    let (generation, token) = dir.split_once('-')?;
+    let (index, hash) = file.split_once('-')?;
+    let (hash, part) = match hash.split_once('.') {
+        Some((hash, part)) => (hash, Some(number(part, 5)?)),
+        None => (hash, None),
+    };
+    let hex = hash.len() == 16 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    hex.then_some((number(generation, 20)?, number(token, 20)?, number(index, 10)?, part))
+}
+
+impl BlobCheckpoints {
+    /// A store on these blobs that believes chunks of formats up to `format_known`. Requests run on the
+    /// runtime given.
+    pub fn new(blobs: Arc<dyn Blobs>, runtime: Handle, format_known: u16) -> BlobCheckpoints {
+        let (tips, notices) = Default::default();
+        BlobCheckpoints { blobs, runtime, format_known, part_len: PART_LEN, tips, notices }
+    }
+
+    fn failed(what: &str, error: &BlobError) -> CheckpointError {
+        CheckpointError::Store { what: what.to_owned(), cause: error.to_string() }
+    }
+
+    fn wait<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, BlobError>>,
+    ) -> Result<T, CheckpointError> {
+        self.runtime.block_on(work).map_err(|error| Self::failed(what, &error))
+    }
+
+    fn names(&self, shard: ShardId) -> Result<Listed, CheckpointError> {
+        let prefix = shard_prefix(shard);
+        let blobs = self.wait("checkpoints cannot be listed", self.blobs.list(&prefix))?;
+        let mut listed = Listed::default();
+        for blob in blobs {
+            let Some(rest) = blob.name.strip_prefix(&prefix) else { continue };
+            let Some((generation, token, index, part)) = parse(rest) else { continue };
+            listed.all.push((generation, blob.name.clone()));
+            match part {
+                None => {
+                    let name = Name { generation, index, token, text: blob.name };
+                    listed.manifests.insert(name);
+                }
+                Some(_) => {
+                    let whole = blob.name.rsplit_once('.').map_or("", |(whole, _)| whole);
+                    listed.parts.entry(whole.to_owned()).or_default().push(blob);
+                }
+            }
+        }
+        if listed.manifests.len() > CHECKPOINTS_MAX {
+            return Err(CheckpointError::Store {
+                what: format!("shard {shard} has more than {CHECKPOINTS_MAX} checkpoints"),
+                cause: format!("see what is below {prefix} in {}", self.blobs.shown()),
+            });
+        }
+        Ok(listed)
+    }
+
+    /// Reads manifests. One that vanished meanwhile is left out.
+    fn read(
+        &self,
+        shard: ShardId,
+        mut listed: Listed,
+        wanted: impl Fn(&Name) -> bool,
+    ) -> Result<Vec<Node>, CheckpointError> {
+        let names: Vec<Name> =
+            std::mem::take(&mut listed.manifests).into_iter().filter(wanted).collect();
+        let read = futures::stream::iter(names)
+            .map(|name| {
+                let blob = self.blobs.get(&name.text);
+                async move { Ok::<_, BlobError>((name, blob.await?)) }
+            })
+            .buffered(REQUESTS)
+            .try_collect::<Vec<_>>();
+        let read = self.wait("manifests cannot be read", read)?;
+        let node = |(name, bytes): (Name, Option<Bytes>)| {
+            let slot = Slot::read(&bytes?, shard.0, name.generation, name.index);
+            let parts = listed.parts.remove(&name.text).unwrap_or_default();
+            let slot = match slot {
+                Slot::Sound(stored) if stored.record.manifest.token != name.token => {
+                    Slot::Unsound("its token is not that of its name".to_owned())
+                }
+                slot => slot,
+            };
+            Some(Node { name, slot, parts })
+        };
+        Ok(read.into_iter().filter_map(node).collect())
+    }
+
+    /// Reads the chunks of a checkpoint; the inner error says what is wrong with them.
+    fn chunks(
+        &self,
+        node: &Node,
+        m: &Manifest,
+    ) -> Result<Result<Vec<Bytes>, String>, CheckpointError> {
+        let stored: u64 = node.parts.iter().map(|part| part.bytes).sum();
+        let expected = m.bytes.saturating_add(u64::from(m.chunks) * HEADER_LEN as u64);
+        if stored != expected {
+            return Ok(Err(format!("its parts have {stored} bytes of {expected}")));
+        }
+        let parts: Vec<Blob> = node.parts.clone();
+        let read = futures::stream::iter(parts)
+            .map(|part| {
+                let blob = self.blobs.get(&part.name);
+                async move { Ok::<_, BlobError>((part, blob.await?)) }
+            })
+            .buffered(REQUESTS)
+            .try_collect::<Vec<_>>();
+        let mut chunks = Vec::with_capacity(m.chunks.min(1 << 16) as usize);
+        for (number, (part, bytes)) in
+            self.wait("chunks cannot be read", read)?.into_iter().enumerate()
+        {
+            if part.name != part_name(&node.name.text, number) {
+                return Ok(Err(format!("part {number} is missing")));
+            }
+            let Some(mut bytes) = bytes else { return Ok(Err(format!("part {number} is gone"))) };
+            while !bytes.is_empty() {
+                match chunk(&mut bytes) {
+                    Ok(chunk) => chunks.push(chunk),
+                    Err(problem) => return Ok(Err(format!("chunk {}: {problem}", chunks.len()))),
+                }
+            }
+        }
+        Ok(problem_of_chunks(m, &chunks).map_or(Ok(chunks), Err))
+    }
+
+    /// What a checkpoint is written behind, checked.
+    fn link(&self, listed: Listed, m: &Manifest) -> Result<[u8; 32], CheckpointError> {
+        let shard = m.shard_id();
+        let Manifest { generation, index, token, .. } = *m;
+        let of = |wanted: &dyn Fn(&Name) -> bool| {
+            let names = listed.manifests.iter().filter(|name| wanted(name));
+            names.map(|name| name.generation).max().unwrap_or(0)
+        };
+        // Behind a later owner nothing is written.
+        let newest = of(&|name| name.token >= token);
+        let others = of(&|name| name.token < token);
+        if m.kind == Kind::Base {
+            if generation <= newest || generation < others {
+                return Err(refused(format!(
+                    "base of generation {generation} of shard {shard} is not above the newest, {}",
+                    newest.max(others)
+                )));
+            }
+            // Behind checkpoints of a newer version neither.
+            let nodes = self.read(shard, listed, |name| {
+                name.generation.saturating_add(1) >= newest.max(others)
+            })?;
+            return match newer_of(&nodes) {
+                Some((found, known)) => Err(CheckpointError::Newer { found, known }),
+                None => Ok(NO_PREVIOUS),
+            };
+        }
+        let before: Place = (generation, index.wrapping_sub(1));
+        let tip = self.tips.lock().get(&shard).cloned();
+        let tip =
+            tip.filter(|tip| (tip.record.manifest.generation, tip.record.manifest.index) == before);
+        let tip = match tip {
+            Some(tip) => {
+                let name = name_of(&tip.record.manifest, &tip.hash);
+                // A listing may be behind what this process wrote itself.
+                let stands = listed.manifests.contains(&name)
+                    || self.wait("manifest cannot be read", self.blobs.get(&name.text))?.is_some();
+                stands.then_some(tip)
+            }
+            None => None,
+        };
+        let before = match tip {
+            Some(tip) => tip,
+            None => {
+                let nodes =
+                    self.read(shard, listed, |name| (name.generation, name.index) == before)?;
+                if let Some((found, known)) = newer_of(&nodes) {
+                    return Err(CheckpointError::Newer { found, known });
+                }
+                let mut sound = nodes.iter().filter_map(Node::stored);
+                match (sound.next(), sound.next()) {
+                    (Some(one), None) => one.clone(),
+                    (None, _) => {
+                        return Err(refused(format!(
+                            "delta {index} of generation {generation} of shard {shard} has nothing \
+                             before it"
+                        )));
+                    }
+                    (Some(_), Some(_)) => {
+                        return Err(refused(format!(
+                            "delta {index} of generation {generation} of shard {shard}: several \
+                             checkpoints stand before it; write a base"
+                        )));
+                    }
+                }
+            }
+        };
+        if generation < newest {
+            return Err(refused(format!(
+                "delta of generation {generation} of shard {shard}: the newest is {newest}"
+            )));
+        }
+        match problem_of_order(&before.record.manifest, m) {
+            None => Ok(before.hash),
+            Some(problem) => Err(refused(format!("delta of shard {shard}: {problem}"))),
+        }
+    }
+
+    fn put(&self, name: &Name, frame: Vec<u8>, chunks: &[Bytes]) -> Result<(), CheckpointError> {
+        let what = format!("{} not written", name.text);
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        for chunk in chunks {
+            let chunk =
+                frame::seal(CHUNK_FORM, chunk).map_err(|error| refused(error.to_string()))?;
+            match parts.last_mut().filter(|part| part.len() < self.part_len) {
+                Some(part) => part.extend_from_slice(&chunk),
+                None => parts.push(chunk),
+            }
+        }
+        let put = async {
+            futures::stream::iter(parts.into_iter().enumerate())
+                .map(|(n, part)| self.blobs.put(&part_name(&name.text, n), part.into()))
+                .buffer_unordered(REQUESTS)
+                .try_collect::<Vec<()>>()
+                .await?;
+            self.blobs.put(&name.text, frame.into()).await
+        };
+        self.wait(&what, put)
+    }
+
+    /// Deletes blobs, manifests first: none may stand whose chunks are gone.
+    fn delete(&self, names: impl Iterator<Item = String>) -> Result<(), CheckpointError> {
+        let (parts, manifests): (Vec<String>, Vec<String>) =
+            names.partition(|name| name.contains('.'));
+        for names in [manifests, parts] {
+            let gone = futures::stream::iter(names)
+                .map(|name| self.blobs.delete(&name))
+                .buffer_unordered(REQUESTS)
+                .try_collect::<Vec<()>>();
+            self.wait("old checkpoints not removed", gone)?;
+        }
+        Ok(())
+    }
+
+    /// Verifies nodes of one generation: for each whether it is sound up to its base, and what is wrong
+    /// with the first that is not.
+    fn verify_generation(&self, nodes: &[&Node]) -> Result<(u32, Option<String>), CheckpointError> {
+        let tree = Tree::of(nodes, self.format_known);
+        let mut sound: BTreeSet<usize> = BTreeSet::new();
+        let mut problem = None;
+        for (at, node) in nodes.iter().enumerate() {
+            let wrong = match &tree.before[at] {
+                Err(wrong) => Some(wrong.clone()),
+                Ok(Some(before)) if !sound.contains(before) => {
+                    Some("what it continues is not sound".to_owned())
+                }
+                Ok(_) => match node.stored() {
+                    Some(stored) => self.chunks(node, &stored.record.manifest)?.err(),
+                    None => None,
+                },
+            };
+            match wrong {
+                None => drop(sound.insert(at)),
+                Some(wrong) => {
+                    problem.get_or_insert(format!("checkpoint {}: {wrong}", node.name.index));
+                }
+            }
+        }
+        Ok((sound.len() as u32, problem))
+    }
+}
+
+/// Takes one framed chunk off the front.
+fn chunk(bytes: &mut Bytes) -> Result<Bytes, String> {
+    let Some(head) = bytes.first_chunk::<HEADER_LEN>() else {
+        return Err("it is cut short".to_owned());
+    };
+    let header = Header::read(CHUNK_FORM, head).map_err(|error| error.to_string())?;
+    if bytes.len() < HEADER_LEN + header.len {
+        return Err("it is cut short".to_owned());
+    }
+    let chunk = bytes.slice(HEADER_LEN..HEADER_LEN + header.len);
+    header.check(&chunk).map_err(|error| error.to_string())?;
+    *bytes = bytes.slice(HEADER_LEN + header.len..);
+    Ok(chunk)
+}
+
+fn newer_of(nodes: &[Node]) -> Option<(u16, u16)> {
+    nodes.iter().find_map(|node| match node.slot {
+        Slot::Newer { found, known } => Some((found, known)),
+        _ => None,
+    })
+}
+
+/// How nodes continue each other, by manifests alone.
+struct Tree {
+    /// For each node what it continues (none: it is a base), or what is wrong with it.
+    before: Vec<Result<Option<usize>, String>>,
+    /// A format that is not known, if there is one: (found, known).
+    newer: Option<(u16, u16)>,
+}
+
+impl Tree {
+    /// Nodes must be in the order of their places.
+    fn of(nodes: &[&Node], format_known: u16) -> Tree {
+        let mut tree = Tree { before: Vec::with_capacity(nodes.len()), newer: None };
+        let mut by_hash: HashMap<[u8; 32], usize> = HashMap::new();
+        for (at, node) in nodes.iter().enumerate() {
+            let before = match &node.slot {
+                Slot::Newer { found, known } => {
+                    tree.newer = Some((*found, *known));
+                    Err(format!("manifest schema {found} is newer than the known {known}"))
+                }
+                Slot::Unsound(problem) => Err(problem.clone()),
+                Slot::Sound(stored) if stored.record.manifest.format > format_known => {
+                    let found = stored.record.manifest.format;
+                    tree.newer = Some((found, format_known));
+                    Err(format!("format {found} is newer than the known {format_known}"))
+                }
+                Slot::Sound(stored) => {
+                    let before = by_hash.get(&stored.record.previous).copied();
+                    let linked = before.and_then(|before| nodes[before].stored());
+                    match problem_of_link(linked, &stored.record) {
+                        Some(problem) => Err(problem),
+                        None => Ok(before),
+                    }
+                }
+            };
+            if let (Ok(_), Some(stored)) = (&before, node.stored()) {
+                by_hash.insert(stored.hash, at);
+            }
+            tree.before.push(before);
+        }
+        tree
+    }
+
+    /// Nodes from the base to this one.
+    fn path(&self, to: usize) -> Vec<usize> {
+        let mut path = vec![to];
+        let mut at = to;
+        while let Some(Ok(Some(before))) = self.before.get(at) {
+            at = *before;
+            path.push(at);
+        }
+        path.reverse();
+        path
+    }
+}
+
+impl CheckpointStore for BlobCheckpoints {
+    fn take_notices(&self) -> Vec<String> {
+        std::mem::take(&mut self.notices.lock())
+    }
+
+    fn write(&self, manifest: &Manifest, chunks: &[Bytes]) -> Result<(), CheckpointError> {
+        if let Some(problem) = problem_of(manifest, chunks) {
+            return Err(refused(problem));
+        }
+        let shard = manifest.shard_id();
+        let listed = self.names(shard)?;
+        // What this writer wrote at this place and above is replaced.
+        let Manifest { generation, index, token, .. } = *manifest;
+        let own = |name: &&Name| {
+            (name.generation, name.token) == (generation, token) && name.index >= index
+        };
+        let replaced: Vec<Name> = listed.manifests.iter().filter(own).cloned().collect();
+        let parts = |name: &Name| listed.parts.get(&name.text).cloned().unwrap_or_default();
+        let gone: Vec<String> = replaced
+            .iter()
+            .flat_map(|name| {
+                let parts = parts(name).into_iter().map(|part| part.name);
+                std::iter::once(name.text.clone()).chain(parts)
+            })
+            .collect();
+        let previous = self.link(listed, manifest)?;
+        let record = Record { manifest: manifest.clone(), previous };
+        let frame = record.encode().map_err(|error| refused(error.to_string()))?;
+        let hash = record_hash(&frame);
+        let name = name_of(manifest, &hash);
+        // Until it is known to stand, what stood before is not known to be the newest either.
+        self.tips.lock().remove(&shard);
+        self.put(&name, frame, chunks)?;
+        self.tips.lock().insert(shard, Stored { record, hash });
+        let gone = gone.into_iter().filter(|old| !old.starts_with(&name.text));
+        if let Err(error) = self.delete(gone) {
+            // It stands; what it replaces is a state that was committed as well.
+            self.notices
+                .lock()
+                .push(format!("replaced checkpoints of shard {shard} stay: {error}"));
+        }
+        Ok(())
+    }
+
+    fn list(&self, shard: ShardId) -> Result<Vec<Manifest>, CheckpointError> {
+        let nodes = self.read(shard, self.names(shard)?, |_| true)?;
+        if let Some((found, known)) = newer_of(&nodes) {
+            return Err(CheckpointError::Newer { found, known });
+        }
+        let sound = nodes.iter().filter_map(Node::stored);
+        Ok(sound.map(|stored| stored.record.manifest.clone()).collect())
+    }
+
+    fn shards(&self) -> Result<Vec<ShardId>, CheckpointError> {
+        let blobs = self.wait("checkpoints cannot be listed", self.blobs.list("checkpoint/"))?;
+        let shard = |blob: Blob| {
+            let (shard, rest) = blob.name.strip_prefix("checkpoint/")?.split_once('/')?;
+            let (.., part) = parse(rest)?;
+            let shard = shard.parse().ok().filter(|shard| *shard < SHARDS_MAX && part.is_none());
+            shard.map(ShardId)
+        };
+        let shards: BTreeSet<ShardId> = blobs.into_iter().filter_map(shard).collect();
+        Ok(shards.into_iter().collect())
+    }
+
+    fn load(&self, shard: ShardId, before: Option<u64>) -> Result<Option<Chain>, CheckpointError> {
+        let wanted = |name: &Name| before.is_none_or(|before| name.generation < before);
+        let nodes = self.read(shard, self.names(shard)?, wanted)?;
+        let nodes: Vec<&Node> = nodes.iter().collect();
+        let tree = Tree::of(&nodes, self.format_known);
+        let linked = |at: &usize| tree.before[*at].is_ok();
+        let mut ends: Vec<usize> = (0..nodes.len()).filter(linked).collect();
+        let rank = |at: &usize| {
+            let m = nodes[*at].stored().map(|stored| &stored.record.manifest);
+            m.map(|m| (m.epoch, m.token, m.generation, m.index))
+        };
+        ends.sort_by_key(|at| std::cmp::Reverse(rank(at)));
+        let mut read: HashMap<usize, Option<Vec<Bytes>>> = HashMap::new();
+        'ends: for end in ends {
+            let path = tree.path(end);
+            for at in &path {
+                let Some(stored) = nodes[*at].stored() else { continue 'ends };
+                if !read.contains_key(at) {
+                    let chunks = self.chunks(nodes[*at], &stored.record.manifest)?;
+                    let problem = chunks.as_ref().err();
+                    if let Some(problem) = problem {
+                        let name = &nodes[*at].name.text;
+                        self.notices.lock().push(format!("{name} is damaged: {problem}"));
+                    }
+                    read.insert(*at, chunks.ok());
+                }
+                if read.get(at).is_none_or(Option::is_none) {
+                    continue 'ends;
+                }
+            }
+            let tip = nodes[end].stored().cloned();
+            let part = |at: usize| {
+                let chunks = read.remove(&at).flatten()?;
+                Some((nodes[at].stored()?.record.manifest.clone(), chunks))
+            };
+            let chain: Chain = path.into_iter().filter_map(part).collect();
+            if before.is_none()
+                && let Some(tip) = tip
+            {
+                self.tips.lock().insert(shard, tip);
+            }
+            return Ok(Some(chain));
+        }
+        if before.is_none() {
+            self.tips.lock().remove(&shard);
+        }
+        match tree.newer {
+            Some((found, known)) => Err(CheckpointError::Newer { found, known }),
+            None => Ok(None),
+        }
+    }
+
+    fn verify(&self, shard: ShardId) -> Result<Vec<Verified>, CheckpointError> {
+        let nodes = self.read(shard, self.names(shard)?, |_| true)?;
+        let mut generations: BTreeMap<u64, Vec<&Node>> = BTreeMap::new();
+        nodes
+            .iter()
+            .for_each(|node| generations.entry(node.name.generation).or_default().push(node));
+        let verified = generations.into_iter().map(|(generation, nodes)| {
+            let (sound, problem) = self.verify_generation(&nodes)?;
+            let total = nodes.len() as u32;
+            Ok(Verified { shard: shard.0, generation, sound, total, problem })
+        });
+        verified.collect()
+    }
+
+    fn prune(&self, shard: ShardId, keep: usize) -> Result<(), CheckpointError> {
+        let verified = self.verify(shard)?;
+        let mut kept = 0;
+        // The oldest stays whatever it is: there is nothing older to delete.
+        let oldest_kept = verified.iter().skip(1).rev().find(|verified| {
+            kept += usize::from(verified.problem.is_none());
+            kept >= keep.max(1)
+        });
+        let Some(oldest_kept) = oldest_kept.map(|verified| verified.generation) else {
+            return Ok(());
+        };
+        let listed = self.names(shard)?;
+        let old = listed.all.into_iter().filter(|(generation, _)| *generation < oldest_kept);
+        self.delete(old.map(|(_, name)| name))
+    }
+}
+
+#[cfg(test)]
+mod tests;
