@@ -45,7 +45,14 @@ pub struct Nats {
 }
 
 /// A runtime that nobody waits for when it is dropped, which may happen on another runtime.
-struct Background(Option<Runtime>);
+pub(crate) struct Background(Option<Runtime>);
+
+impl Background {
+    /// Of a runtime.
+    pub(crate) fn new(runtime: Runtime) -> Background {
+        Background(Some(runtime))
+    }
+}
 
 impl Deref for Background {
     type Target = Runtime;
@@ -88,7 +95,7 @@ impl Nats {
                  in its configuration"
             )));
         }
-        let runtime = Background(Some(runtime));
+        let runtime = Background::new(runtime);
         Ok(Nats { settings: settings.clone(), connections, runtime })
     }
 

@@ -77,12 +77,11 @@ fn files_at_work_are_backed_up_and_every_backup_restores() {
 fn nats_at_work_is_backed_up_with_a_key_and_restored_to_another_account_and_to_files() {
     let dir = tempfile::tempdir().unwrap();
     let nats = NatsServer::start(NatsOptions::new().mapping(3));
+    // The store is NATS, too, another server's.
+    let kept = NatsServer::start(NatsOptions::new());
     let key = dir.path().join("key");
     std::fs::write(&key, "0123456789abcdef".repeat(4) + "\n").unwrap();
-    let backups = Backups {
-        key: Some(key.to_str().unwrap().to_owned()),
-        ..Backups::at(&dir.path().join("backups"))
-    };
+    let backups = Backups { key: Some(key.to_str().unwrap().to_owned()), url: kept.url() };
     let server = on_nats(&dir.path().join("node"), &nats).start();
     declare_view(&server);
     at_work(&server, 0);

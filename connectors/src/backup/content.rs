@@ -13,7 +13,7 @@ use meterr_operators::time::Time;
 
 use crate::log::{Message, Record};
 
-/// A segment is full when the next record would make it larger than this, in [`record_bytes`]. One
+/// A segment is full when the next record would make it larger than this, in bytes as it takes there. One
 /// record alone may be larger.
 pub const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 /// A segment is full with so many records.

@@ -1,93 +1,85 @@
-//! The store that an address names.
+//! The store that an address names, usable from any thread: what it does runs on a runtime of its own.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::Context;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use meterr_connectors::blobs::{Blob, BlobError, Blobs};
+use meterr_connectors::blobs::{self, Blob, BlobError, Blobs};
+use meterr_connectors::nats::blobs::NatsBlobs;
+use meterr_connectors::nats::connection::NatsSettings;
 
+use crate::nats::Background;
 use crate::settings::Settings;
 
-/// Opens a store.
-pub fn blobs(url: &str, _: &Settings) -> anyhow::Result<Arc<dyn Blobs>> {
-    match url.strip_prefix("file://") {
-        Some(dir) => Ok(Arc::new(Local(dir.into()))),
-        None => bail!("{url:?} is no store; give file:///DIR"),
-    }
+/// Opens a store: `file:///DIR`, `s3://BUCKET/PREFIX`, or the object store of NATS servers, for which the
+/// rest of `[nats]` (credentials, certificates, replicas) counts where it is set.
+///
+/// # Errors
+/// When the address is none of these, or the store cannot be opened.
+pub fn blobs(url: &str, settings: &Settings) -> anyhow::Result<Arc<dyn Blobs>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("meterr-backup")
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?;
+    let inner: Arc<dyn Blobs> = match url.split_once("://") {
+        Some(("nats" | "tls", _)) => {
+            let (known, replicas) = settings
+                .nats
+                .as_ref()
+                .map_or((NatsSettings::default(), 1), |n| (n.connection.clone(), n.replicas));
+            let connection = NatsSettings { url: url.to_owned(), ..known };
+            Arc::new(runtime.block_on(NatsBlobs::connect(&connection, replicas))?)
+        }
+        _ => {
+            let _runtime = runtime.enter();
+            blobs::open(url)?
+        }
+    };
+    Ok(Arc::new(OnRuntime { inner, runtime: Background::new(runtime) }))
 }
 
-/// Stands in until the stores of `meterr_connectors::blobs` are there.
-struct Local(PathBuf);
+struct OnRuntime {
+    inner: Arc<dyn Blobs>,
+    runtime: Background,
+}
 
-impl Local {
-    fn failed(&self, name: &str, error: std::io::Error) -> BlobError {
-        BlobError { store: self.shown(), what: format!("{name}: {error}") }
-    }
-
-    fn now<T: Send + 'static>(
+impl OnRuntime {
+    fn run<T: Send + 'static>(
         &self,
-        name: &str,
-        result: std::io::Result<T>,
+        work: impl FnOnce(&dyn Blobs) -> BoxFuture<'static, Result<T, BlobError>>,
     ) -> BoxFuture<'static, Result<T, BlobError>> {
-        Box::pin(std::future::ready(result.map_err(|error| self.failed(name, error))))
+        let task = {
+            let _runtime = self.runtime.enter();
+            self.runtime.spawn(work(&*self.inner))
+        };
+        let store = self.inner.shown();
+        Box::pin(async move {
+            task.await.unwrap_or_else(|died| Err(BlobError { store, what: died.to_string() }))
+        })
     }
 }
 
-impl Blobs for Local {
+impl Blobs for OnRuntime {
     fn shown(&self) -> String {
-        format!("file://{}", self.0.display())
+        self.inner.shown()
     }
 
     fn put(&self, name: &str, bytes: Bytes) -> BoxFuture<'static, Result<(), BlobError>> {
-        let path = self.0.join(name);
-        let part = self.0.join(format!("{}.part{}", name.replace('/', "_"), std::process::id()));
-        let put = || {
-            std::fs::create_dir_all(path.parent().unwrap_or(&self.0))?;
-            std::fs::write(&part, &bytes)?;
-            std::fs::File::open(&part)?.sync_all()?;
-            std::fs::rename(&part, &path)
-        };
-        self.now(name, put())
+        self.run(|blobs| blobs.put(name, bytes))
     }
 
     fn get(&self, name: &str) -> BoxFuture<'static, Result<Option<Bytes>, BlobError>> {
-        let got = match std::fs::read(self.0.join(name)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            other => other.map(|bytes| Some(bytes.into())),
-        };
-        self.now(name, got)
+        self.run(|blobs| blobs.get(name))
     }
 
     fn list(&self, prefix: &str) -> BoxFuture<'static, Result<Vec<Blob>, BlobError>> {
-        let folder = prefix.trim_end_matches('/');
-        let list = || {
-            let mut found = Vec::new();
-            let entries = match std::fs::read_dir(self.0.join(folder)) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-                other => other?,
-            };
-            for entry in entries {
-                let entry = entry?;
-                let name = format!("{folder}/{}", entry.file_name().to_string_lossy());
-                match entry.metadata() {
-                    Ok(metadata) => found.push(Blob { name, bytes: metadata.len() }),
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            found.sort_by(|a, b| a.name.cmp(&b.name));
-            Ok(found)
-        };
-        self.now(prefix, list())
+        self.run(|blobs| blobs.list(prefix))
     }
 
     fn delete(&self, name: &str) -> BoxFuture<'static, Result<(), BlobError>> {
-        let deleted = match std::fs::remove_file(self.0.join(name)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        };
-        self.now(name, deleted)
+        self.run(|blobs| blobs.delete(name))
     }
 }

@@ -41,7 +41,7 @@ impl BackupCommand {
 /// Where backups are.
 #[derive(Debug, Clone, Args)]
 pub struct BackupStoreArgs {
-    /// Store of backups (backup.store): file:///DIR, s3://BUCKET/PREFIX or nats://HOST/BUCKET
+    /// Store of backups (backup.store): file:///DIR, s3://BUCKET/PREFIX or nats://HOST:4222
     #[arg(long, value_name = "URL")]
     pub store: Option<String>,
     /// File with the key of an encrypted store (backup.key_file)
