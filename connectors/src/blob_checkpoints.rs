@@ -48,8 +48,11 @@ pub struct BlobCheckpoints {
     runtime: Handle,
     format_known: u16,
     part_len: usize,
-    /// What this process loaded or wrote last of each shard.
-    tips: Mutex<HashMap<ShardId, Stored>>,
+    /// The chain that this process loaded or wrote last of each shard.
+    chains: Mutex<HashMap<ShardId, Vec<Stored>>>,
+    /// Newest generation of shards whose base was refused for it. A damaged one counts, and no list
+    /// shows it.
+    floors: Mutex<HashMap<ShardId, u64>>,
     notices: Mutex<Vec<String>>,
 }
 
@@ -123,8 +126,16 @@ impl BlobCheckpoints {
     /// A store on these blobs that believes chunks of formats up to `format_known`. Requests run on the
     /// runtime given.
     pub fn new(blobs: Arc<dyn Blobs>, runtime: Handle, format_known: u16) -> BlobCheckpoints {
-        let (tips, notices) = Default::default();
-        BlobCheckpoints { blobs, runtime, format_known, part_len: PART_LEN, tips, notices }
+        let (chains, floors, notices) = Default::default();
+        BlobCheckpoints {
+            blobs,
+            runtime,
+            format_known,
+            part_len: PART_LEN,
+            chains,
+            floors,
+            notices,
+        }
     }
 
     fn failed(what: &str, error: &BlobError) -> CheckpointError {
@@ -235,10 +246,10 @@ impl BlobCheckpoints {
         Ok(problem_of_chunks(m, &chunks).map_or(Ok(chunks), Err))
     }
 
-    /// What a checkpoint is written behind, checked.
-    fn link(&self, listed: Listed, m: &Manifest) -> Result<[u8; 32], CheckpointError> {
+    /// What a checkpoint continues, checked; nothing for a base.
+    fn link(&self, listed: Listed, m: &Manifest) -> Result<Option<Stored>, CheckpointError> {
         let shard = m.shard_id();
-        let Manifest { generation, index, token, .. } = *m;
+        let Manifest { generation, token, .. } = *m;
         let of = |wanted: &dyn Fn(&Name) -> bool| {
             let names = listed.manifests.iter().filter(|name| wanted(name));
             names.map(|name| name.generation).max().unwrap_or(0)
@@ -248,6 +259,7 @@ impl BlobCheckpoints {
         let others = of(&|name| name.token < token);
         if m.kind == Kind::Base {
             if generation <= newest || generation < others {
+                self.floors.lock().insert(shard, newest.max(others));
                 return Err(refused(format!(
                     "base of generation {generation} of shard {shard} is not above the newest, {}",
                     newest.max(others)
@@ -259,58 +271,67 @@ impl BlobCheckpoints {
             })?;
             return match newer_of(&nodes) {
                 Some((found, known)) => Err(CheckpointError::Newer { found, known }),
-                None => Ok(NO_PREVIOUS),
+                None => Ok(None),
             };
         }
-        let before: Place = (generation, index.wrapping_sub(1));
-        let tip = self.tips.lock().get(&shard).cloned();
-        let tip =
-            tip.filter(|tip| (tip.record.manifest.generation, tip.record.manifest.index) == before);
-        let tip = match tip {
-            Some(tip) => {
-                let name = name_of(&tip.record.manifest, &tip.hash);
-                // A listing may be behind what this process wrote itself.
-                let stands = listed.manifests.contains(&name)
-                    || self.wait("manifest cannot be read", self.blobs.get(&name.text))?.is_some();
-                stands.then_some(tip)
-            }
-            None => None,
-        };
-        let before = match tip {
-            Some(tip) => tip,
-            None => {
-                let nodes =
-                    self.read(shard, listed, |name| (name.generation, name.index) == before)?;
-                if let Some((found, known)) = newer_of(&nodes) {
-                    return Err(CheckpointError::Newer { found, known });
-                }
-                let mut sound = nodes.iter().filter_map(Node::stored);
-                match (sound.next(), sound.next()) {
-                    (Some(one), None) => one.clone(),
-                    (None, _) => {
-                        return Err(refused(format!(
-                            "delta {index} of generation {generation} of shard {shard} has nothing \
-                             before it"
-                        )));
-                    }
-                    (Some(_), Some(_)) => {
-                        return Err(refused(format!(
-                            "delta {index} of generation {generation} of shard {shard}: several \
-                             checkpoints stand before it; write a base"
-                        )));
-                    }
-                }
-            }
-        };
-        if generation < newest {
+        let before: Place = (generation, m.index.wrapping_sub(1));
+        let mut there = listed.manifests.iter().map(|name| (name.generation, name.index));
+        if generation < newest && there.any(|place| place == before) {
             return Err(refused(format!(
                 "delta of generation {generation} of shard {shard}: the newest is {newest}"
             )));
         }
+        let before = self.predecessor(listed, m, before)?;
         match problem_of_order(&before.record.manifest, m) {
-            None => Ok(before.hash),
+            None => Ok(Some(before)),
             Some(problem) => Err(refused(format!("delta of shard {shard}: {problem}"))),
         }
+    }
+
+    /// What a delta continues: in the chain that this process loaded or wrote, or else the only
+    /// manifest that stands in the place before it.
+    fn predecessor(
+        &self,
+        listed: Listed,
+        m: &Manifest,
+        before: Place,
+    ) -> Result<Stored, CheckpointError> {
+        let Manifest { generation, index, .. } = *m;
+        let refuse = |why: &str| {
+            let shard = m.shard;
+            let delta = format!("delta {index} of generation {generation} of shard {shard}");
+            Err(refused(format!("{delta} {why}")))
+        };
+        let mut there = listed.manifests.iter().map(|name| (name.generation, name.index));
+        let nothing = !there.any(|place| place == before);
+        let chain = self.chains.lock().get(&m.shard_id()).cloned();
+        let Some(chain) = chain else {
+            let nodes =
+                self.read(m.shard_id(), listed, |name| (name.generation, name.index) == before)?;
+            if let Some((found, known)) = newer_of(&nodes) {
+                return Err(CheckpointError::Newer { found, known });
+            }
+            let mut sound = nodes.iter().filter_map(Node::stored);
+            return match (sound.next(), sound.next()) {
+                (Some(one), None) => Ok(one.clone()),
+                (None, _) => refuse("has nothing before it"),
+                (Some(_), Some(_)) => {
+                    refuse("has several checkpoints before it; load one, or write a base")
+                }
+            };
+        };
+        let place = |stored: &&Stored| {
+            (stored.record.manifest.generation, stored.record.manifest.index) == before
+        };
+        let Some(stored) = chain.iter().find(place) else {
+            let other = "does not continue what was loaded or written last; write a base";
+            return refuse(if nothing { "has nothing before it" } else { other });
+        };
+        let name = name_of(&stored.record.manifest, &stored.hash);
+        // A listing may be behind what this process wrote itself.
+        let stands = listed.manifests.contains(&name)
+            || self.wait("manifest cannot be read", self.blobs.get(&name.text))?.is_some();
+        if stands { Ok(stored.clone()) } else { refuse("has lost what is before it; write a base") }
     }
 
     fn put(&self, name: &Name, frame: Vec<u8>, chunks: &[Bytes]) -> Result<(), CheckpointError> {
@@ -479,15 +500,25 @@ impl CheckpointStore for BlobCheckpoints {
                 std::iter::once(name.text.clone()).chain(parts)
             })
             .collect();
-        let previous = self.link(listed, manifest)?;
+        let before = self.link(listed, manifest)?;
+        let previous = before.as_ref().map_or(NO_PREVIOUS, |before| before.hash);
         let record = Record { manifest: manifest.clone(), previous };
         let frame = record.encode().map_err(|error| refused(error.to_string()))?;
         let hash = record_hash(&frame);
         let name = name_of(manifest, &hash);
-        // Until it is known to stand, what stood before is not known to be the newest either.
-        self.tips.lock().remove(&shard);
+        // What fails is continued by nothing; what was before it may be, once more.
+        let mut chain = self.chains.lock().remove(&shard).unwrap_or_default();
+        chain.retain(|stored| manifest.kind == Kind::Delta && stored.record.manifest.index < index);
+        if let Some(before) = before.filter(|_| chain.is_empty()) {
+            chain.push(before);
+        }
+        self.chains.lock().insert(shard, chain.clone());
         self.put(&name, frame, chunks)?;
-        self.tips.lock().insert(shard, Stored { record, hash });
+        chain.push(Stored { record, hash });
+        self.chains.lock().insert(shard, chain);
+        if manifest.kind == Kind::Base {
+            self.floors.lock().remove(&shard);
+        }
         let gone = gone.into_iter().filter(|old| !old.starts_with(&name.text));
         if let Err(error) = self.delete(gone) {
             // It stands; what it replaces is a state that was committed as well.
@@ -549,26 +580,24 @@ impl CheckpointStore for BlobCheckpoints {
                     continue 'ends;
                 }
             }
-            let tip = nodes[end].stored().cloned();
+            let continued = path.iter().filter_map(|at| nodes[*at].stored().cloned()).collect();
             let part = |at: usize| {
                 let chunks = read.remove(&at).flatten()?;
                 Some((nodes[at].stored()?.record.manifest.clone(), chunks))
             };
             let chain: Chain = path.into_iter().filter_map(part).collect();
-            if before.is_none()
-                && let Some(tip) = tip
-            {
-                self.tips.lock().insert(shard, tip);
-            }
+            self.chains.lock().insert(shard, continued);
             return Ok(Some(chain));
         }
-        if before.is_none() {
-            self.tips.lock().remove(&shard);
-        }
+        self.chains.lock().insert(shard, Vec::new());
         match tree.newer {
             Some((found, known)) => Err(CheckpointError::Newer { found, known }),
             None => Ok(None),
         }
+    }
+
+    fn base_above(&self, shard: ShardId) -> Option<u64> {
+        self.floors.lock().get(&shard).copied()
     }
 
     fn verify(&self, shard: ShardId) -> Result<Vec<Verified>, CheckpointError> {
