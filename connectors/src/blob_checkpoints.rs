@@ -30,9 +30,17 @@ use crate::blobs::{Blob, BlobError, Blobs};
 use crate::checkpoint::{Chain, CheckpointError, CheckpointStore, Kind, Manifest, Verified};
 use crate::checkpoint_record::{
     CHUNK_FORM, NO_PREVIOUS, Place, Record, Slot, Stored, problem_of, problem_of_chunks,
-    problem_of_link, problem_of_order, record_hash, refused,
+    problem_of_order, record_hash, refused,
 };
 use crate::frame::{self, HEADER_LEN, Header};
+
+mod names;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use self::names::{Name, name_of, parse, part_name, shard_prefix};
+use self::tree::{Node, Tree, newer_of};
 
 /// Bytes of chunks in one blob, and at most one chunk more.
 const PART_LEN: usize = 16 * 1024 * 1024;
@@ -56,15 +64,6 @@ pub struct BlobCheckpoints {
     notices: Mutex<Vec<String>>,
 }
 
-/// A manifest's name, taken apart. The order is that of places, then of tokens.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Name {
-    generation: u64,
-    index: u32,
-    token: u64,
-    text: String,
-}
-
 /// What a listing shows of a shard.
 #[derive(Default)]
 struct Listed {
@@ -72,54 +71,6 @@ struct Listed {
     /// Parts by the manifest's name.
     parts: HashMap<String, Vec<Blob>>,
     all: Vec<(u64, String)>,
-}
-
-/// A checkpoint among blobs.
-struct Node {
-    name: Name,
-    slot: Slot,
-    parts: Vec<Blob>,
-}
-
-impl Node {
-    fn stored(&self) -> Option<&Stored> {
-        self.slot.sound()
-    }
-}
-
-fn shard_prefix(shard: ShardId) -> String {
-    format!("checkpoint/{:03}/", shard.0)
-}
-
-/// Name of a manifest.
-fn name_of(manifest: &Manifest, hash: &[u8; 32]) -> Name {
-    let Manifest { generation, index, token, .. } = *manifest;
-    let hash: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    let prefix = shard_prefix(manifest.shard_id());
-    let text = format!("{prefix}{generation:020}-{token:020}/{index:010}-{hash}");
-    Name { generation, index, token, text }
-}
-
-fn part_name(name: &str, part: usize) -> String {
-    format!("{name}.{part:05}")
-}
-
-/// Reads what follows the shard in a name: generation, token, index, and the part if it is one. Nothing
-/// for what is not named as it would be here.
-fn parse(rest: &str) -> Option<(u64, u64, u32, Option<usize>)> {
-    fn number<T: std::str::FromStr>(text: &str, digits: usize) -> Option<T> {
-        let plain = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
-        plain.then(|| text.parse().ok()).flatten()
-    }
-    let (dir, file) = rest.split_once('/')?;
-    let (generation, token) = dir.split_once('-')?;
-    let (index, hash) = file.split_once('-')?;
-    let (hash, part) = match hash.split_once('.') {
-        Some((hash, part)) => (hash, Some(number(part, 5)?)),
-        None => (hash, None),
-    };
-    let hex = hash.len() == 16 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    hex.then_some((number(generation, 20)?, number(token, 20)?, number(index, 10)?, part))
 }
 
 impl BlobCheckpoints {
@@ -413,68 +364,6 @@ fn chunk(bytes: &mut Bytes) -> Result<Bytes, String> {
     Ok(chunk)
 }
 
-fn newer_of(nodes: &[Node]) -> Option<(u16, u16)> {
-    nodes.iter().find_map(|node| match node.slot {
-        Slot::Newer { found, known } => Some((found, known)),
-        _ => None,
-    })
-}
-
-/// How nodes continue each other, by manifests alone.
-struct Tree {
-    /// For each node what it continues (none: it is a base), or what is wrong with it.
-    before: Vec<Result<Option<usize>, String>>,
-    /// A format that is not known, if there is one: (found, known).
-    newer: Option<(u16, u16)>,
-}
-
-impl Tree {
-    /// Nodes must be in the order of their places.
-    fn of(nodes: &[&Node], format_known: u16) -> Tree {
-        let mut tree = Tree { before: Vec::with_capacity(nodes.len()), newer: None };
-        let mut by_hash: HashMap<[u8; 32], usize> = HashMap::new();
-        for (at, node) in nodes.iter().enumerate() {
-            let before = match &node.slot {
-                Slot::Newer { found, known } => {
-                    tree.newer = Some((*found, *known));
-                    Err(format!("manifest schema {found} is newer than the known {known}"))
-                }
-                Slot::Unsound(problem) => Err(problem.clone()),
-                Slot::Sound(stored) if stored.record.manifest.format > format_known => {
-                    let found = stored.record.manifest.format;
-                    tree.newer = Some((found, format_known));
-                    Err(format!("format {found} is newer than the known {format_known}"))
-                }
-                Slot::Sound(stored) => {
-                    let before = by_hash.get(&stored.record.previous).copied();
-                    let linked = before.and_then(|before| nodes[before].stored());
-                    match problem_of_link(linked, &stored.record) {
-                        Some(problem) => Err(problem),
-                        None => Ok(before),
-                    }
-                }
-            };
-            if let (Ok(_), Some(stored)) = (&before, node.stored()) {
-                by_hash.insert(stored.hash, at);
-            }
-            tree.before.push(before);
-        }
-        tree
-    }
-
-    /// Nodes from the base to this one.
-    fn path(&self, to: usize) -> Vec<usize> {
-        let mut path = vec![to];
-        let mut at = to;
-        while let Some(Ok(Some(before))) = self.before.get(at) {
-            at = *before;
-            path.push(at);
-        }
-        path.reverse();
-        path
-    }
-}
-
 impl CheckpointStore for BlobCheckpoints {
     fn take_notices(&self) -> Vec<String> {
         std::mem::take(&mut self.notices.lock())
@@ -630,6 +519,3 @@ impl CheckpointStore for BlobCheckpoints {
         self.delete(old.map(|(_, name)| name))
     }
 }
-
-#[cfg(test)]
-mod tests;

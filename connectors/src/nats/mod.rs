@@ -37,6 +37,7 @@ pub mod producer;
 mod read;
 mod record;
 pub mod registry;
+mod registry_entry;
 mod registry_read;
 pub mod service;
 pub mod streams;
