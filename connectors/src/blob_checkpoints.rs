@@ -30,9 +30,17 @@ use crate::blobs::{Blob, BlobError, Blobs};
 use crate::checkpoint::{Chain, CheckpointError, CheckpointStore, Kind, Manifest, Verified};
 use crate::checkpoint_record::{
     CHUNK_FORM, NO_PREVIOUS, Place, Record, Slot, Stored, problem_of, problem_of_chunks,
-    problem_of_link, problem_of_order, record_hash, refused,
+    problem_of_order, record_hash, refused,
 };
 use crate::frame::{self, HEADER_LEN, Header};
+
+mod names;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use self::names::{Name, name_of, parse, part_name, shard_prefix};
+use self::tree::{Node, Tree, newer_of};
 
 /// Bytes of chunks in one blob, and at most one chunk more.
 const PART_LEN: usize = 16 * 1024 * 1024;
@@ -48,18 +56,12 @@ pub struct BlobCheckpoints {
     runtime: Handle,
     format_known: u16,
     part_len: usize,
-    /// What this process loaded or wrote last of each shard.
-    tips: Mutex<HashMap<ShardId, Stored>>,
+    /// The chain that this process loaded or wrote last of each shard.
+    chains: Mutex<HashMap<ShardId, Vec<Stored>>>,
+    /// Newest generation of shards whose base was refused for it. A damaged one counts, and no list
+    /// shows it.
+    floors: Mutex<HashMap<ShardId, u64>>,
     notices: Mutex<Vec<String>>,
-}
-
-/// A manifest's name, taken apart. The order is that of places, then of tokens.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Name {
-    generation: u64,
-    index: u32,
-    token: u64,
-    text: String,
 }
 
 /// What a listing shows of a shard.
@@ -71,60 +73,20 @@ struct Listed {
     all: Vec<(u64, String)>,
 }
 
-/// A checkpoint among blobs.
-struct Node {
-    name: Name,
-    slot: Slot,
-    parts: Vec<Blob>,
-}
-
-impl Node {
-    fn stored(&self) -> Option<&Stored> {
-        self.slot.sound()
-    }
-}
-
-fn shard_prefix(shard: ShardId) -> String {
-    format!("checkpoint/{:03}/", shard.0)
-}
-
-/// Name of a manifest.
-fn name_of(manifest: &Manifest, hash: &[u8; 32]) -> Name {
-    let Manifest { generation, index, token, .. } = *manifest;
-    let hash: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    let prefix = shard_prefix(manifest.shard_id());
-    let text = format!("{prefix}{generation:020}-{token:020}/{index:010}-{hash}");
-    Name { generation, index, token, text }
-}
-
-fn part_name(name: &str, part: usize) -> String {
-    format!("{name}.{part:05}")
-}
-
-/// Reads what follows the shard in a name: generation, token, index, and the part if it is one. Nothing
-/// for what is not named as it would be here.
-fn parse(rest: &str) -> Option<(u64, u64, u32, Option<usize>)> {
-    fn number<T: std::str::FromStr>(text: &str, digits: usize) -> Option<T> {
-        let plain = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
-        plain.then(|| text.parse().ok()).flatten()
-    }
-    let (dir, file) = rest.split_once('/')?;
-    let (generation, token) = dir.split_once('-')?;
-    let (index, hash) = file.split_once('-')?;
-    let (hash, part) = match hash.split_once('.') {
-        Some((hash, part)) => (hash, Some(number(part, 5)?)),
-        None => (hash, None),
-    };
-    let hex = hash.len() == 16 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    hex.then_some((number(generation, 20)?, number(token, 20)?, number(index, 10)?, part))
-}
-
 impl BlobCheckpoints {
     /// A store on these blobs that believes chunks of formats up to `format_known`. Requests run on the
     /// runtime given.
     pub fn new(blobs: Arc<dyn Blobs>, runtime: Handle, format_known: u16) -> BlobCheckpoints {
-        let (tips, notices) = Default::default();
-        BlobCheckpoints { blobs, runtime, format_known, part_len: PART_LEN, tips, notices }
+        let (chains, floors, notices) = Default::default();
+        BlobCheckpoints {
+            blobs,
+            runtime,
+            format_known,
+            part_len: PART_LEN,
+            chains,
+            floors,
+            notices,
+        }
     }
 
     fn failed(what: &str, error: &BlobError) -> CheckpointError {
@@ -235,10 +197,10 @@ impl BlobCheckpoints {
         Ok(problem_of_chunks(m, &chunks).map_or(Ok(chunks), Err))
     }
 
-    /// What a checkpoint is written behind, checked.
-    fn link(&self, listed: Listed, m: &Manifest) -> Result<[u8; 32], CheckpointError> {
+    /// What a checkpoint continues, checked; nothing for a base.
+    fn link(&self, listed: Listed, m: &Manifest) -> Result<Option<Stored>, CheckpointError> {
         let shard = m.shard_id();
-        let Manifest { generation, index, token, .. } = *m;
+        let Manifest { generation, token, .. } = *m;
         let of = |wanted: &dyn Fn(&Name) -> bool| {
             let names = listed.manifests.iter().filter(|name| wanted(name));
             names.map(|name| name.generation).max().unwrap_or(0)
@@ -248,6 +210,7 @@ impl BlobCheckpoints {
         let others = of(&|name| name.token < token);
         if m.kind == Kind::Base {
             if generation <= newest || generation < others {
+                self.floors.lock().insert(shard, newest.max(others));
                 return Err(refused(format!(
                     "base of generation {generation} of shard {shard} is not above the newest, {}",
                     newest.max(others)
@@ -259,58 +222,67 @@ impl BlobCheckpoints {
             })?;
             return match newer_of(&nodes) {
                 Some((found, known)) => Err(CheckpointError::Newer { found, known }),
-                None => Ok(NO_PREVIOUS),
+                None => Ok(None),
             };
         }
-        let before: Place = (generation, index.wrapping_sub(1));
-        let tip = self.tips.lock().get(&shard).cloned();
-        let tip =
-            tip.filter(|tip| (tip.record.manifest.generation, tip.record.manifest.index) == before);
-        let tip = match tip {
-            Some(tip) => {
-                let name = name_of(&tip.record.manifest, &tip.hash);
-                // A listing may be behind what this process wrote itself.
-                let stands = listed.manifests.contains(&name)
-                    || self.wait("manifest cannot be read", self.blobs.get(&name.text))?.is_some();
-                stands.then_some(tip)
-            }
-            None => None,
-        };
-        let before = match tip {
-            Some(tip) => tip,
-            None => {
-                let nodes =
-                    self.read(shard, listed, |name| (name.generation, name.index) == before)?;
-                if let Some((found, known)) = newer_of(&nodes) {
-                    return Err(CheckpointError::Newer { found, known });
-                }
-                let mut sound = nodes.iter().filter_map(Node::stored);
-                match (sound.next(), sound.next()) {
-                    (Some(one), None) => one.clone(),
-                    (None, _) => {
-                        return Err(refused(format!(
-                            "delta {index} of generation {generation} of shard {shard} has nothing \
-                             before it"
-                        )));
-                    }
-                    (Some(_), Some(_)) => {
-                        return Err(refused(format!(
-                            "delta {index} of generation {generation} of shard {shard}: several \
-                             checkpoints stand before it; write a base"
-                        )));
-                    }
-                }
-            }
-        };
-        if generation < newest {
+        let before: Place = (generation, m.index.wrapping_sub(1));
+        let mut there = listed.manifests.iter().map(|name| (name.generation, name.index));
+        if generation < newest && there.any(|place| place == before) {
             return Err(refused(format!(
                 "delta of generation {generation} of shard {shard}: the newest is {newest}"
             )));
         }
+        let before = self.predecessor(listed, m, before)?;
         match problem_of_order(&before.record.manifest, m) {
-            None => Ok(before.hash),
+            None => Ok(Some(before)),
             Some(problem) => Err(refused(format!("delta of shard {shard}: {problem}"))),
         }
+    }
+
+    /// What a delta continues: in the chain that this process loaded or wrote, or else the only
+    /// manifest that stands in the place before it.
+    fn predecessor(
+        &self,
+        listed: Listed,
+        m: &Manifest,
+        before: Place,
+    ) -> Result<Stored, CheckpointError> {
+        let Manifest { generation, index, .. } = *m;
+        let refuse = |why: &str| {
+            let shard = m.shard;
+            let delta = format!("delta {index} of generation {generation} of shard {shard}");
+            Err(refused(format!("{delta} {why}")))
+        };
+        let mut there = listed.manifests.iter().map(|name| (name.generation, name.index));
+        let nothing = !there.any(|place| place == before);
+        let chain = self.chains.lock().get(&m.shard_id()).cloned();
+        let Some(chain) = chain else {
+            let nodes =
+                self.read(m.shard_id(), listed, |name| (name.generation, name.index) == before)?;
+            if let Some((found, known)) = newer_of(&nodes) {
+                return Err(CheckpointError::Newer { found, known });
+            }
+            let mut sound = nodes.iter().filter_map(Node::stored);
+            return match (sound.next(), sound.next()) {
+                (Some(one), None) => Ok(one.clone()),
+                (None, _) => refuse("has nothing before it"),
+                (Some(_), Some(_)) => {
+                    refuse("has several checkpoints before it; load one, or write a base")
+                }
+            };
+        };
+        let place = |stored: &&Stored| {
+            (stored.record.manifest.generation, stored.record.manifest.index) == before
+        };
+        let Some(stored) = chain.iter().find(place) else {
+            let other = "does not continue what was loaded or written last; write a base";
+            return refuse(if nothing { "has nothing before it" } else { other });
+        };
+        let name = name_of(&stored.record.manifest, &stored.hash);
+        // A listing may be behind what this process wrote itself.
+        let stands = listed.manifests.contains(&name)
+            || self.wait("manifest cannot be read", self.blobs.get(&name.text))?.is_some();
+        if stands { Ok(stored.clone()) } else { refuse("has lost what is before it; write a base") }
     }
 
     fn put(&self, name: &Name, frame: Vec<u8>, chunks: &[Bytes]) -> Result<(), CheckpointError> {
@@ -392,68 +364,6 @@ fn chunk(bytes: &mut Bytes) -> Result<Bytes, String> {
     Ok(chunk)
 }
 
-fn newer_of(nodes: &[Node]) -> Option<(u16, u16)> {
-    nodes.iter().find_map(|node| match node.slot {
-        Slot::Newer { found, known } => Some((found, known)),
-        _ => None,
-    })
-}
-
-/// How nodes continue each other, by manifests alone.
-struct Tree {
-    /// For each node what it continues (none: it is a base), or what is wrong with it.
-    before: Vec<Result<Option<usize>, String>>,
-    /// A format that is not known, if there is one: (found, known).
-    newer: Option<(u16, u16)>,
-}
-
-impl Tree {
-    /// Nodes must be in the order of their places.
-    fn of(nodes: &[&Node], format_known: u16) -> Tree {
-        let mut tree = Tree { before: Vec::with_capacity(nodes.len()), newer: None };
-        let mut by_hash: HashMap<[u8; 32], usize> = HashMap::new();
-        for (at, node) in nodes.iter().enumerate() {
-            let before = match &node.slot {
-                Slot::Newer { found, known } => {
-                    tree.newer = Some((*found, *known));
-                    Err(format!("manifest schema {found} is newer than the known {known}"))
-                }
-                Slot::Unsound(problem) => Err(problem.clone()),
-                Slot::Sound(stored) if stored.record.manifest.format > format_known => {
-                    let found = stored.record.manifest.format;
-                    tree.newer = Some((found, format_known));
-                    Err(format!("format {found} is newer than the known {format_known}"))
-                }
-                Slot::Sound(stored) => {
-                    let before = by_hash.get(&stored.record.previous).copied();
-                    let linked = before.and_then(|before| nodes[before].stored());
-                    match problem_of_link(linked, &stored.record) {
-                        Some(problem) => Err(problem),
-                        None => Ok(before),
-                    }
-                }
-            };
-            if let (Ok(_), Some(stored)) = (&before, node.stored()) {
-                by_hash.insert(stored.hash, at);
-            }
-            tree.before.push(before);
-        }
-        tree
-    }
-
-    /// Nodes from the base to this one.
-    fn path(&self, to: usize) -> Vec<usize> {
-        let mut path = vec![to];
-        let mut at = to;
-        while let Some(Ok(Some(before))) = self.before.get(at) {
-            at = *before;
-            path.push(at);
-        }
-        path.reverse();
-        path
-    }
-}
-
 impl CheckpointStore for BlobCheckpoints {
     fn take_notices(&self) -> Vec<String> {
         std::mem::take(&mut self.notices.lock())
@@ -479,15 +389,25 @@ impl CheckpointStore for BlobCheckpoints {
                 std::iter::once(name.text.clone()).chain(parts)
             })
             .collect();
-        let previous = self.link(listed, manifest)?;
+        let before = self.link(listed, manifest)?;
+        let previous = before.as_ref().map_or(NO_PREVIOUS, |before| before.hash);
         let record = Record { manifest: manifest.clone(), previous };
         let frame = record.encode().map_err(|error| refused(error.to_string()))?;
         let hash = record_hash(&frame);
         let name = name_of(manifest, &hash);
-        // Until it is known to stand, what stood before is not known to be the newest either.
-        self.tips.lock().remove(&shard);
+        // What fails is continued by nothing; what was before it may be, once more.
+        let mut chain = self.chains.lock().remove(&shard).unwrap_or_default();
+        chain.retain(|stored| manifest.kind == Kind::Delta && stored.record.manifest.index < index);
+        if let Some(before) = before.filter(|_| chain.is_empty()) {
+            chain.push(before);
+        }
+        self.chains.lock().insert(shard, chain.clone());
         self.put(&name, frame, chunks)?;
-        self.tips.lock().insert(shard, Stored { record, hash });
+        chain.push(Stored { record, hash });
+        self.chains.lock().insert(shard, chain);
+        if manifest.kind == Kind::Base {
+            self.floors.lock().remove(&shard);
+        }
         let gone = gone.into_iter().filter(|old| !old.starts_with(&name.text));
         if let Err(error) = self.delete(gone) {
             // It stands; what it replaces is a state that was committed as well.
@@ -549,26 +469,24 @@ impl CheckpointStore for BlobCheckpoints {
                     continue 'ends;
                 }
             }
-            let tip = nodes[end].stored().cloned();
+            let continued = path.iter().filter_map(|at| nodes[*at].stored().cloned()).collect();
             let part = |at: usize| {
                 let chunks = read.remove(&at).flatten()?;
                 Some((nodes[at].stored()?.record.manifest.clone(), chunks))
             };
             let chain: Chain = path.into_iter().filter_map(part).collect();
-            if before.is_none()
-                && let Some(tip) = tip
-            {
-                self.tips.lock().insert(shard, tip);
-            }
+            self.chains.lock().insert(shard, continued);
             return Ok(Some(chain));
         }
-        if before.is_none() {
-            self.tips.lock().remove(&shard);
-        }
+        self.chains.lock().insert(shard, Vec::new());
         match tree.newer {
             Some((found, known)) => Err(CheckpointError::Newer { found, known }),
             None => Ok(None),
         }
+    }
+
+    fn base_above(&self, shard: ShardId) -> Option<u64> {
+        self.floors.lock().get(&shard).copied()
     }
 
     fn verify(&self, shard: ShardId) -> Result<Vec<Verified>, CheckpointError> {
@@ -601,6 +519,3 @@ impl CheckpointStore for BlobCheckpoints {
         self.delete(old.map(|(_, name)| name))
     }
 }
-
-#[cfg(test)]
-mod tests;

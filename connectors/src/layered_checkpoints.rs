@@ -27,6 +27,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1_800);
 pub struct Layered {
     local: Arc<dyn CheckpointStore>,
     shared: Arc<dyn CheckpointStore>,
+    pause_min: Duration,
     state: Mutex<State>,
 }
 
@@ -48,7 +49,7 @@ struct Broken {
 impl Layered {
     /// A store of a local one and one that nodes share.
     pub fn new(local: Arc<dyn CheckpointStore>, shared: Arc<dyn CheckpointStore>) -> Layered {
-        Layered { local, shared, state: Mutex::default() }
+        Layered { local, shared, pause_min: PAUSE_MIN, state: Mutex::default() }
     }
 
     fn note(&self, what: String) {
@@ -61,7 +62,7 @@ impl Layered {
         let before = state.broken.get(&shard);
         let pause = match before {
             Some(before) if !at_once => (before.pause * 2).min(PAUSE_MAX),
-            _ => PAUSE_MIN,
+            _ => self.pause_min,
         };
         let generation = before.map_or(0, |before| before.generation).max(generation);
         let at = if at_once { Instant::now() } else { Instant::now() + pause };
@@ -96,14 +97,12 @@ impl Layered {
             manifest.generation,
             told(&error)
         ));
-        // It may be refused for a generation that another node began meanwhile.
+        // Another node may have begun a generation meanwhile that is as high.
         let list = self.shared.list(shard).unwrap_or_default();
-        let newest = list.iter().map(|m| m.generation).max().unwrap_or(0);
-        self.broke(
-            shard,
-            newest.max(manifest.generation),
-            newest >= manifest.generation && manifest.kind == Kind::Base,
-        );
+        let newest = list.iter().map(|m| m.generation).max().max(self.shared.base_above(shard));
+        let newest = newest.unwrap_or(0);
+        let at_once = manifest.kind == Kind::Base && newest >= manifest.generation;
+        self.broke(shard, newest.max(manifest.generation), at_once);
     }
 }
 

@@ -108,7 +108,13 @@ fn a_delta_is_not_written_behind_the_wrong_checkpoint() {
     assert_eq!(chain, vec![of(1, 0, 1), of(2, 1, 2), of(2, 2, 3)]);
     let third = store(&blobs, &runtime);
     let unknown = said(third.write(&of(3, 2, 4).0, &of(3, 2, 4).1));
-    assert!(unknown.contains("several checkpoints stand before it"), "{unknown}");
+    assert!(unknown.contains("several checkpoints before it"), "{unknown}");
+    // Nor when what it continues is lost and another stands in its place.
+    let name = blobs.names().into_iter().find(|n| n.contains("2/0000000002-")).unwrap();
+    assert!(blobs.lose(&name));
+    write(&old, &of(1, 2, 1));
+    let lost = said(new.write(&of(2, 3, 4).0, &of(2, 3, 4).1));
+    assert!(lost.contains("has lost what is before it"), "{lost}");
     // The old one cannot begin a generation that the new one began.
     let base = |token: u64| {
         let (mut manifest, chunks) = checkpoint(3, 2, 0, token, &[50]);
@@ -184,7 +190,8 @@ fn history(seed: u64) -> [usize; 3] {
     let mut rng = Rng::new(seed);
     let blobs = MemoryBlobs::new();
     let mut tried: Vec<Tried> = Vec::new();
-    let mut spoilt: BTreeSet<String> = BTreeSet::new();
+    // What was damaged or lost, and what it was: damaged twice, or written again, it is whole.
+    let mut spoilt: BTreeMap<String, Bytes> = BTreeMap::new();
     let first = Writer { store: store(&blobs, &runtime), token: 1, at: None, epoch: 1 };
     let (mut now, mut frozen) = (first, None::<Writer>);
     let (mut written, mut fallbacks, mut branches) = (0, 0, 0);
@@ -196,10 +203,9 @@ fn history(seed: u64) -> [usize; 3] {
                 let names = blobs.names();
                 if !names.is_empty() {
                     let name = &names[rng.below(names.len() as u64) as usize];
-                    let done = if rng.percent(50) { blobs.damage(name) } else { blobs.lose(name) };
-                    if done {
-                        spoilt.insert(name.clone());
-                    }
+                    let was = runtime.block_on(blobs.get(name)).unwrap().unwrap();
+                    spoilt.entry(name.clone()).or_insert(was);
+                    let _ = if rng.percent(50) { blobs.damage(name) } else { blobs.lose(name) };
                 }
             }
             3 => {
@@ -239,11 +245,13 @@ fn history(seed: u64) -> [usize; 3] {
             }
         }
         let there: BTreeSet<String> = blobs.names().into_iter().collect();
+        let is = |name: &str| runtime.block_on(blobs.get(name)).unwrap();
+        let broken = spoilt.iter().filter(|(name, was)| is(name).as_ref() != Some(was));
+        let broken: Vec<&String> = broken.map(|(name, _)| name).collect();
+        let of = |tried: &Tried, blob: &str| tried.names.iter().any(|name| blob.starts_with(name));
         let whole = |tried: &&Tried| {
             tried.names.iter().all(|name| there.contains(name))
-                && !spoilt
-                    .iter()
-                    .any(|spoilt| tried.names.iter().any(|name| spoilt.starts_with(name)))
+                && !broken.iter().any(|broken| of(tried, broken))
         };
         let best = tried.iter().filter(whole).map(Tried::rank).max();
         let reader = store(&blobs, &runtime);

@@ -38,6 +38,7 @@ mod read;
 mod record;
 pub mod region;
 pub mod registry;
+mod registry_entry;
 mod registry_read;
 mod renewal;
 pub mod service;
