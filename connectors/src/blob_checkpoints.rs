@@ -93,12 +93,15 @@ impl BlobCheckpoints {
         CheckpointError::Store { what: what.to_owned(), cause: error.to_string() }
     }
 
+    /// Waits on any thread, also one that another runtime works on; timers and connections are those of
+    /// the runtime given.
     fn wait<T>(
         &self,
         what: &str,
         work: impl Future<Output = Result<T, BlobError>>,
     ) -> Result<T, CheckpointError> {
-        self.runtime.block_on(work).map_err(|error| Self::failed(what, &error))
+        let _runtime = self.runtime.enter();
+        futures::executor::block_on(work).map_err(|error| Self::failed(what, &error))
     }
 
     fn names(&self, shard: ShardId) -> Result<Listed, CheckpointError> {
