@@ -154,7 +154,12 @@ pub fn load(spec: &ShardSpec) -> Result<Loaded, StopReason> {
     }
     let mut commits = Vec::new();
     let mut touched: HashMap<String, u64> = HashMap::new();
+    let newest = commit.as_ref().map_or(0, |(position, _)| *position);
     each_commit(&*logs.out, plan.commit_from, |position, commit, parts| {
+        if position > newest {
+            // Its owner goes on meanwhile; that is followed, once the state stands by.
+            return Ok(());
+        }
         for part in parts {
             for org in orgs_of(&part.message.payload) {
                 touched.insert(org, commit.epoch);
