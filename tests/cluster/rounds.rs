@@ -389,7 +389,6 @@ impl Rounds {
 
     /// All nodes, running and ready, for the rest of the test.
     pub fn end(&mut self) -> &[Node] {
-        self.until_counted();
         for node in &self.nodes {
             node.server.as_ref().unwrap().until_ready();
         }
