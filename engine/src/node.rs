@@ -1,8 +1,9 @@
 //! A node: logs, checkpoint store, worker threads and shards of one data directory, run by actors.
 //!
-//! Start: take the directory's lock, open the logs (files in it, or streams of NATS), seed the control log if it is empty, open the
-//! checkpoint store, start worker threads, then let every shard open itself. Stop: readers first, then
-//! every shard finishes what came in and takes a last checkpoint, then threads, store and logs.
+//! Start: take the directory's lock, open the logs (files in it, or streams of NATS), seed the control
+//! log if it is empty, open the checkpoint store, start worker threads, then let every shard open itself,
+//! or in a cluster those that leases name. Stop: readers first, then every shard finishes what came in and
+//! takes a last checkpoint, then threads, store and logs.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

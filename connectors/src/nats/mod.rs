@@ -15,6 +15,7 @@
 //! | [`registry`] | a bucket as [`Registry`](crate::cluster::Registry); `bucket` says how it must be set |
 //! | [`peers`] | questions from node to node; `pieces` cuts and joins their answers |
 //! | [`blobs`] | an object store as [`Blobs`](crate::blobs::Blobs) |
+//! | [`region`] | a second region's mirrors, and their promotion; `renewal` takes new credentials up |
 //! | [`producer`] | messages to usage streams, repeated until they are acknowledged |
 //!
 //! Types of the client library stay in here.

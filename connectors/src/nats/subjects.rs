@@ -7,6 +7,7 @@
 //!            spend.<org>     changes of an org after each commit, core NATS
 //!            meterr.query.…  questions about one org      meterr.admin.…  everything else
 //! KV_METERR  $KV.METERR.>    who is there and who owns which shard, written by nodes only
+//! OBJ_METERR_BLOBS  $O.METERR_BLOBS.>   checkpoints that nodes share, written by nodes only
 //!            meterr.node.<name>, meterr.cluster.changed   between nodes, core NATS
 //! ```
 

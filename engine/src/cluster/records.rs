@@ -6,6 +6,7 @@
 //! | `lease.<shard>` | who [owns](Lease) a shard: written when that changes and never else |
 //! | `pin.<shard>` | the node an operator [moved](Pin) a shard to |
 //! | `drain.<name>` | whether an operator [drains](Drain) a node |
+//! | `backup.lock` | which node makes a backup; read and written by `backup` alone |
 //!
 //! What an operator takes back is written as such and not removed, so that the newest revision of the
 //! registry never falls. A value in a newer format is not read: whoever finds one leaves it and what it concerns alone.
