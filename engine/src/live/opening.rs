@@ -89,7 +89,13 @@ pub struct Loaded {
 /// Why the shard must not go on.
 pub fn load(spec: &ShardSpec) -> Result<Loaded, StopReason> {
     let ShardSpec { logs, id, .. } = spec;
-    // The last commit first: what it counts up to is then known to be in the other logs.
+    // The checkpoint first: its owner may be at work and write commits and checkpoints meanwhile, and a
+    // checkpoint is of a commit that stands.
+    let chain = spec
+        .checkpoints
+        .load(*id, None)
+        .map_err(|error| StopReason::Checkpoint(error.to_string()))?;
+    // Then the last commit: what it counts up to is then known to be in the other logs.
     block_on(logs.out.refresh())?;
     let commit = match block_on(logs.out.last_commit())? {
         Some(record) => Some((record.position, parse_commit(&record)?)),
@@ -97,10 +103,6 @@ pub fn load(spec: &ShardSpec) -> Result<Loaded, StopReason> {
     };
     block_on(logs.usage.refresh())?;
     block_on(logs.control.refresh())?;
-    let chain = spec
-        .checkpoints
-        .load(*id, None)
-        .map_err(|error| StopReason::Checkpoint(error.to_string()))?;
     let newest = chain.as_ref().and_then(|chain| chain.last()).map(|(manifest, _)| manifest);
     let usage_hash = match newest {
         Some(manifest) if manifest.usage_position > 0 => {
