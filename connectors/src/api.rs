@@ -449,6 +449,15 @@ pub struct Cluster {
     pub shards: Vec<ClusterShard>,
     /// Nodes that the load which is expected asks for, where that is known.
     pub recommended_nodes: Option<u32>,
+    /// Why that many, as a sentence.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Events per second expected in the busiest of the next hours, at the upper quantile.
+    #[serde(default)]
+    pub predicted_events_per_second: Option<f64>,
+    /// Events per second of work that a worker thread was measured to get done.
+    #[serde(default)]
+    pub service_rate_events_per_second: Option<f64>,
 }
 
 /// A wish that a node gives all its shards away and takes none, or the end of one.

@@ -411,6 +411,9 @@ impl Api for Fake {
             nodes: vec![node],
             shards: vec![shard],
             recommended_nodes: Some(2),
+            reason: Some("up to 68000.5 events/s expected within 4 h".to_owned()),
+            predicted_events_per_second: Some(68_000.5),
+            service_rate_events_per_second: Some(51_000.5),
         };
         self.answer("cluster".to_owned(), None, cluster)
     }

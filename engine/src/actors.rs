@@ -185,19 +185,21 @@ impl NodeActor {
             Event::Overtaken(shard) => self.tell(shard, Happened::Overtaken, ctx),
             Event::Released(shard) => {
                 tracing::debug!(%shard, "shard can be handed over");
+                self.metrics[usize::from(shard.0)].lag(0);
                 self.shared.writing[usize::from(shard.0)].store(true, Ordering::Relaxed);
                 self.tell(shard, Happened::HandedOver, ctx);
             }
             Event::Followed(shard, behind, state) => {
                 let at = usize::from(shard.0);
                 self.metrics[at].state(state.rows, state.bytes);
-                let seen = self.shared.progress[at].borrow().usage;
-                self.metrics[at].lag(self.shared.logs[at].usage.head().saturating_sub(seen));
+                // An owner's figure: nodes are added up.
+                self.metrics[at].lag(0);
                 self.shared.followed(shard, behind as u64);
                 self.tell(shard, Happened::Committed, ctx);
             }
             Event::Committed(shard, committed, state) => {
                 let at = usize::from(shard.0);
+                self.shared.measured.committed(shard, &committed);
                 let metrics = &self.metrics[at];
                 metrics.events(committed.counts.counted);
                 metrics.duplicates(committed.counts.repeated);
@@ -225,6 +227,7 @@ impl NodeActor {
                 reason @ (StopReason::TakenOver { .. } | StopReason::Outranked { .. }),
             ) if self.shared.leased => {
                 tracing::warn!(%shard, %reason, "shard lost");
+                self.metrics[usize::from(shard.0)].lag(0);
                 let found = match reason {
                     StopReason::Outranked { found, .. } => found,
                     _ => 0,

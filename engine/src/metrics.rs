@@ -32,8 +32,10 @@ pub const REJECTED_TOTAL: &str = "meterr_rejected_total";
 pub const DUPLICATES_TOTAL: &str = "meterr_duplicates_total";
 /// Log time of a message to the commit that shows it.
 pub const EVENT_TO_VIEW_SECONDS: &str = "meterr_event_to_view_seconds";
-/// Records of the usage log that no commit includes yet, by shard.
+/// Records of the usage log that no commit includes yet, by shard; 0 where it is not owned.
 pub const LAG_RECORDS: &str = "meterr_lag_records";
+/// Age of what a shard that stands by here shows, by shard; 0 where it does not.
+pub const STALENESS_SECONDS: &str = "meterr_staleness_seconds";
 /// Events of a committed epoch.
 pub const EPOCH_EVENTS: &str = "meterr_epoch_events";
 /// First event of an epoch to its commit.
@@ -112,6 +114,8 @@ pub struct Metrics {
     node: NodeMetrics,
     /// Reads what the connection to NATS counts, if there is one.
     nats: Arc<OnceLock<NatsWatch>>,
+    /// Measures what is measured when it is shown.
+    before: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
 }
 
 /// What a node measures once.
@@ -133,6 +137,7 @@ pub struct ShardMetrics {
     rejected: [Counter; ALL_REASONS.len()],
     event_to_view: Histogram,
     lag: Gauge,
+    staleness: Gauge,
     epoch_events: Histogram,
     epoch_seconds: Histogram,
     commit_seconds: Histogram,
@@ -149,7 +154,13 @@ impl Metrics {
     pub fn new(enabled: bool) -> Metrics {
         if !enabled {
             let node = with_local_recorder(&NoopRecorder, NodeMetrics::new);
-            return Metrics { recorder: None, handle: None, node, nats: Arc::default() };
+            return Metrics {
+                recorder: None,
+                handle: None,
+                node,
+                nats: Arc::default(),
+                before: Arc::default(),
+            };
         }
         let recorder = builder().expect("buckets are constants and not empty").build_recorder();
         let handle = recorder.handle();
@@ -159,7 +170,7 @@ impl Metrics {
             NodeMetrics::new()
         });
         let (recorder, nats) = (Some(Arc::new(recorder)), Arc::default());
-        Metrics { recorder, handle: Some(handle), node, nats }
+        Metrics { recorder, handle: Some(handle), node, nats, before: Arc::default() }
     }
 
     /// Shows from now on what a connection to NATS counts.
@@ -167,6 +178,11 @@ impl Metrics {
         let metrics = with_local_recorder(self.recorder(), NatsMetrics::new);
         // A node has one connection.
         let _ = self.nats.set(NatsWatch { metrics, read: Box::new(read) });
+    }
+
+    /// Measures something whenever metrics are shown. Only the first one given is kept.
+    pub fn before_shown(&self, measure: impl Fn() + Send + Sync + 'static) {
+        let _ = self.before.set(Box::new(measure));
     }
 
     /// Handles of a shard. Asking twice gives the same series.
@@ -189,6 +205,9 @@ impl Metrics {
         let Some(handle) = &self.handle else { return String::new() };
         if let Some(bytes) = resident_memory() {
             self.node.resident_memory.set(bytes as f64);
+        }
+        if let Some(measure) = self.before.get() {
+            measure();
         }
         if let Some(watch) = self.nats.get() {
             watch.metrics.show(&(watch.read)());
@@ -301,6 +320,7 @@ impl ShardMetrics {
             rejected: ALL_REASONS.map(|reason| counter!(REJECTED_TOTAL, "reason" => reason.name())),
             event_to_view: histogram!(EVENT_TO_VIEW_SECONDS),
             lag: gauge!(LAG_RECORDS, "shard" => label()),
+            staleness: gauge!(STALENESS_SECONDS, "shard" => label()),
             epoch_events: histogram!(EPOCH_EVENTS),
             epoch_seconds: histogram!(EPOCH_SECONDS),
             commit_seconds: histogram!(COMMIT_SECONDS),
@@ -338,6 +358,11 @@ impl ShardMetrics {
     /// Records of the log that no commit includes yet.
     pub fn lag(&self, records: u64) {
         self.lag.set(records as f64);
+    }
+
+    /// What is shown of the shard is this old; infinitely where it never was known to be current.
+    pub fn staleness(&self, age: Option<Duration>) {
+        self.staleness.set(age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
     }
 
     /// An epoch of `events` events was committed, `age` after its first event came and with an
@@ -392,6 +417,11 @@ fn describe() {
         EVENT_TO_VIEW_SECONDS,
         Unit::Seconds,
         "log time of a message to the commit that shows it"
+    );
+    describe_gauge!(
+        STALENESS_SECONDS,
+        Unit::Seconds,
+        "age of what a shard that stands by shows, 0 where it is owned"
     );
     describe_gauge!(LAG_RECORDS, Unit::Count, "log records that no commit includes yet");
     describe_histogram!(EPOCH_EVENTS, Unit::Count, "events of a committed epoch");

@@ -34,6 +34,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::cluster::link::ClusterLink;
+use crate::cluster::scaling::Measured;
 use crate::control_state::ControlState;
 use crate::live::{Logs, Progress, ShardSpec, StopReason};
 use crate::metrics::Metrics;
@@ -510,6 +511,8 @@ pub struct NodeShared {
     pub draining: watch::Sender<bool>,
     /// The other nodes, once they are joined; never set where one node has all.
     pub cluster: OnceLock<ClusterLink>,
+    /// What its shards committed.
+    pub measured: Measured,
     /// Followers of shards that are on other nodes.
     pub tails: Tails,
 }

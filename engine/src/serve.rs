@@ -114,6 +114,7 @@ async fn run(
         control_lock: tokio::sync::Mutex::new(()),
         draining: watch::Sender::new(false),
         cluster: OnceLock::new(),
+        measured: Default::default(),
         tails: Tails::default(),
     });
     let shards = specs.len();

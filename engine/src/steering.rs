@@ -44,8 +44,14 @@ impl Service {
             }
         });
         let nodes = nodes.collect();
-        let recommended_nodes = outlook.recommended_nodes;
-        Cluster { node: link.me.clone(), nodes, shards, recommended_nodes }
+        let mut cluster = Cluster { node: link.me.clone(), nodes, shards, ..Cluster::default() };
+        if let Some(forecast) = outlook.forecast {
+            cluster.recommended_nodes = Some(forecast.recommended_nodes);
+            cluster.reason = Some(forecast.reason);
+            cluster.predicted_events_per_second = forecast.predicted_events_per_second;
+            cluster.service_rate_events_per_second = forecast.service_rate_events_per_second;
+        }
+        cluster
     }
 
     /// Drains a node, or ends that.
@@ -142,7 +148,7 @@ fn alone(status: &[ShardStatus]) -> Cluster {
         lag: shards.iter().map(|shard| shard.lag).sum(),
         events_per_second: None,
     };
-    Cluster { node: ALONE.to_owned(), nodes: vec![node], shards, recommended_nodes: None }
+    Cluster { node: ALONE.to_owned(), nodes: vec![node], shards, ..Cluster::default() }
 }
 
 fn shard(status: &ShardStatus) -> ClusterShard {

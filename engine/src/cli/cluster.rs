@@ -43,6 +43,9 @@ fn show(cluster: &Cluster, console: &mut Console) -> anyhow::Result<()> {
     let recommended = recommended.map_or_else(String::new, |n| format!(", {n} recommended"));
     let asked = harmless(&cluster.node);
     writeln!(out, "{nodes} nodes{recommended}, {shards} shards; as {asked} sees it")?;
+    if let Some(reason) = &cluster.reason {
+        writeln!(out, "{}", harmless(reason))?;
+    }
     writeln!(out)?;
     let mut table = Table::new(&[
         "node",
@@ -214,7 +217,9 @@ mod tests {
     }
 
     fn cluster(nodes: Value, shards: Value) -> String {
-        json!({"node": "n1", "nodes": nodes, "shards": shards, "recommended_nodes": 3}).to_string()
+        json!({"node": "n1", "nodes": nodes, "shards": shards, "recommended_nodes": 3,
+               "reason": "much comes in"})
+        .to_string()
     }
 
     #[test]
@@ -234,6 +239,7 @@ mod tests {
         assert_eq!(
             ran.out,
             "2 nodes, 3 recommended, 2 shards; as n1 sees it\n\
+             much comes in\n\
              \n\
              NODE  STATE     SHARDS    LAG  EVENTS/S  CAPACITY  HEARD  VERSION  HTTP\n\
              n1    up             1  1,200    51,000         1   0.3s  0.1.0    h:1\n\

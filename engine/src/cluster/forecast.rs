@@ -43,6 +43,21 @@ impl ServiceRate {
         self.busy = self.busy * keep + busy.as_secs_f64();
     }
 
+    /// What was measured elsewhere: events, and seconds of work.
+    pub fn of(events: f64, busy_seconds: f64) -> ServiceRate {
+        ServiceRate { events: events.max(0.0), busy: busy_seconds.max(0.0) }
+    }
+
+    /// Events it rests on.
+    pub fn events(&self) -> f64 {
+        self.events
+    }
+
+    /// Seconds of work it rests on.
+    pub fn busy_seconds(&self) -> f64 {
+        self.busy
+    }
+
     /// Takes in what another thread or node measured.
     pub fn merge(&mut self, other: &ServiceRate) {
         self.events += other.events;

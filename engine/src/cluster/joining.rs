@@ -1,6 +1,7 @@
 //! Makes a node part of the cluster on its NATS servers: registry and peers, the task that keeps its
 //! leases, and the link by which its service finds the other nodes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +13,11 @@ use meterr_operators::ids::ShardId;
 use tokio::task::JoinHandle;
 
 use crate::actors::Wishes;
+use crate::cluster::Shards;
 use crate::cluster::driver::{self, Cluster, ClusterError, End, Surroundings};
 use crate::cluster::link::{ClusterControl, ClusterLink, ControlError, Outlook};
 use crate::cluster::member::{self, ReleaseRequest};
+use crate::cluster::scaling::{LOOK, Scaling, show_shards};
 use crate::nats::Nats;
 use crate::node::{NodeError, NodeShared, random_bytes};
 use crate::ownership::{NodeShards, node_name};
@@ -27,6 +30,8 @@ pub struct Joined {
     node: String,
     cluster: Cluster,
     ringing: JoinHandle<()>,
+    scaling: Arc<tokio::sync::Mutex<Scaling>>,
+    looking: JoinHandle<()>,
     patience: Duration,
 }
 
@@ -36,6 +41,9 @@ const MARGIN: Duration = Duration::from_secs(2);
 
 /// Time beyond `drain_max` in which a leaving node must have left.
 const LEAVE_MARGIN: Duration = Duration::from_secs(15);
+
+/// Longest a node that leaves tries to write down what it counted.
+const LAST_LOOK: Duration = Duration::from_secs(5);
 
 /// Joins.
 ///
@@ -79,16 +87,20 @@ pub async fn join(
             current.map(|at| at.elapsed())
         }
     };
+    let outlook = Arc::new(parking_lot::Mutex::new(Outlook::default()));
     let wait = settings.http.min_position_timeout.max(settings.http.request_timeout);
     let link = ClusterLink {
         me: name.clone(),
         replica: of.replica,
         view: cluster.view(),
         peers: peers.clone(),
-        shards,
+        shards: shards.clone(),
         staleness: Arc::new(staleness),
         open_out: nats.out_opener(),
-        outlook: Arc::new(Outlook::default),
+        outlook: {
+            let outlook = outlook.clone();
+            Arc::new(move || outlook.lock().clone())
+        },
         control: Arc::new(Control(cluster.clone())),
         patience: wait.saturating_sub(MARGIN).max(MARGIN / 2),
     };
@@ -107,8 +119,39 @@ pub async fn join(
             }
         })
     };
+    {
+        // Not kept alive by its own metrics.
+        let (metrics, count) = (shared.metrics.clone(), shared.logs.len() as u16);
+        let (shared, shards) = (Arc::downgrade(shared), Arc::downgrade(&shards));
+        let of_shards: Vec<_> = (0..count).map(|n| metrics.shard(ShardId(n))).collect();
+        metrics.before_shown(move || {
+            if let (Some(shared), Some(shards)) = (shared.upgrade(), shards.upgrade()) {
+                show_shards(&shared, &shards.held(), &of_shards);
+            }
+        });
+    }
+    let scaling = Arc::new(tokio::sync::Mutex::new(Scaling {
+        shared: shared.clone(),
+        cluster: cluster.clone(),
+        shards,
+        registry: registry.clone(),
+        outlook,
+        unsure: BTreeMap::new(),
+    }));
+    let looking = {
+        let scaling = scaling.clone();
+        nats.runtime().spawn(async move {
+            let mut interval = tokio::time::interval(LOOK);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                interval.tick().await;
+                scaling.lock().await.look().await;
+            }
+        })
+    };
     tracing::info!(node = name, replica = of.replica, "part of the cluster");
-    Ok(Joined { registry, node: name, cluster, ringing, patience: of.drain_max + LEAVE_MARGIN })
+    let patience = of.drain_max + LEAVE_MARGIN;
+    Ok(Joined { registry, node: name, cluster, ringing, scaling, looking, patience })
 }
 
 /// Sends requests for shards to whoever keeps the leases, and all else to the service.
@@ -144,6 +187,10 @@ impl Joined {
                 "could not leave the cluster in order; others take over when the lease ends"
             );
         }
+        // What was counted and not written yet.
+        let last = async { self.scaling.lock().await.look().await };
+        drop(tokio::time::timeout(LAST_LOOK, last).await);
+        self.looking.abort();
         self.ringing.abort();
     }
 }

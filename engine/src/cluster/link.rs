@@ -11,6 +11,7 @@ use meterr_connectors::log::Log;
 use meterr_operators::ids::ShardId;
 use tokio::sync::watch;
 
+use super::forecast::Recommendation;
 use super::{ClusterView, Held, Shards};
 
 /// What is measured of the nodes, and foreseen.
@@ -18,8 +19,8 @@ use super::{ClusterView, Held, Shards};
 pub struct Outlook {
     /// Events a second that nodes were measured to be able to take in, by name.
     pub events_per_second: BTreeMap<String, f64>,
-    /// Nodes that the load which is expected asks for.
-    pub recommended_nodes: Option<u32>,
+    /// Nodes that the load which is expected asks for, and why.
+    pub forecast: Option<Recommendation>,
 }
 
 /// Opens a shard's output log.

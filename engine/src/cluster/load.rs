@@ -257,6 +257,12 @@ impl ShardLoad {
         }
     }
 
+    /// Adds what another owner counted of the same shard, at other positions.
+    pub fn merge(&mut self, other: &ShardLoad) {
+        self.position = self.position.max(other.position);
+        self.history.merge(&other.history);
+    }
+
     /// Its history.
     pub fn history(&self) -> &LoadHistory {
         &self.history

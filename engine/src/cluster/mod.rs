@@ -18,6 +18,7 @@ pub mod load;
 pub mod member;
 pub mod placement;
 pub mod records;
+pub mod scaling;
 mod view;
 
 use meterr_operators::ids::ShardId;

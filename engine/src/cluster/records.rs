@@ -7,6 +7,7 @@
 //! | `pin.<shard>` | the node an operator [moved](Pin) a shard to |
 //! | `drain.<name>` | whether an operator [drains](Drain) a node |
 //! | `backup.lock` | which node makes a backup; read and written by `backup` alone |
+//! | `load.<shard>` | what [came in](Load) for a shard, by hour: added to by owners now and then |
 //!
 //! What an operator takes back is written as such and not removed, so that the newest revision of the
 //! registry never falls. A value in a newer format is not read: whoever finds one leaves it and what it concerns alone.
@@ -18,6 +19,7 @@ use meterr_operators::ids::{SHARDS_MAX, ShardId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::load::ShardLoad;
 use crate::settings::node_name_valid;
 
 /// Version of the values' format that this version writes, and the newest that it reads.
@@ -103,6 +105,15 @@ pub struct Drain {
     pub drained: bool,
 }
 
+/// What came in for a shard. Takes half of [`VALUE_BYTES_MAX`] at most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Version of the format.
+    pub format: u32,
+    /// By hour.
+    pub load: ShardLoad,
+}
+
 /// Why a value is not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -164,6 +175,8 @@ pub enum Key {
     Pin(ShardId),
     /// An operator's drain.
     Drain(String),
+    /// A shard's load.
+    Load(ShardId),
 }
 
 impl Key {
@@ -175,6 +188,7 @@ impl Key {
             "drain" => node_name_valid(rest).then(|| Key::Drain(rest.to_owned())),
             "lease" => shard(rest).map(Key::Lease),
             "pin" => shard(rest).map(Key::Pin),
+            "load" => shard(rest).map(Key::Load),
             _ => None,
         }
     }
@@ -187,6 +201,7 @@ impl std::fmt::Display for Key {
             Key::Lease(shard) => write!(f, "lease.{shard}"),
             Key::Pin(shard) => write!(f, "pin.{shard}"),
             Key::Drain(node) => write!(f, "drain.{node}"),
+            Key::Load(shard) => write!(f, "load.{shard}"),
         }
     }
 }
@@ -254,7 +269,7 @@ mod tests {
 
     #[test]
     fn keys_come_back_and_others_are_none() {
-        for key in ["node.a-1", "lease.0", "lease.255", "pin.7", "drain.B_2"] {
+        for key in ["node.a-1", "lease.0", "lease.255", "pin.7", "drain.B_2", "load.3"] {
             assert_eq!(Key::parse(key).unwrap().to_string(), key);
         }
         let long = format!("node.{}", "x".repeat(65));

@@ -196,6 +196,8 @@ struct Pending {
     counts: Counts,
     rejected: Vec<Reason>,
     oldest: Option<Time>,
+    records: u64,
+    log_time: Time,
     started: Instant,
     appended: Instant,
     /// Changes of followed orgs.
@@ -210,6 +212,14 @@ pub struct Committed {
     pub rejected: Vec<Reason>,
     /// Log time of the oldest message in it.
     pub oldest: Option<Time>,
+    /// Position of the usage log it reaches.
+    pub usage: u64,
+    /// Records of the usage log in it.
+    pub records: u64,
+    /// Log time as of it.
+    pub log_time: Time,
+    /// Begin of taking in to append: what the worker thread worked on it.
+    pub busy: Duration,
     /// Begin of taking in to acknowledgement.
     pub took: Duration,
     /// Append to acknowledgement.
@@ -436,10 +446,11 @@ impl LiveShard {
             self.shard.control(worker, position, &change)?;
             progress.control = position;
         }
-        let mut events = 0;
+        let (mut events, mut records) = (0, 0);
         let mut oldest = None;
         while let Some((record, credit)) = self.usage.pop_front() {
             oldest.get_or_insert(record.time);
+            records += 1;
             events += take(&mut self.shard, &record, &*self.spec.logs.usage)?;
             progress.usage = record.position;
             self.last_usage = Some(record.message);
@@ -481,8 +492,18 @@ impl LiveShard {
         let record = Message::new(format!("out.{id}.commit"), payload);
         let append = self.spec.logs.out.commit(messages, record, self.progress.commit);
         let appended = Instant::now();
-        self.pending =
-            Some(Pending { progress, counts, rejected, oldest, started, appended, changes });
+        let log_time = commit.log_time;
+        self.pending = Some(Pending {
+            progress,
+            counts,
+            rejected,
+            oldest,
+            records,
+            log_time,
+            started,
+            appended,
+            changes,
+        });
         let announcer = self.spec.announcer.clone();
         Ok(Some(Box::pin(async move {
             let appended = append.await?;
@@ -563,6 +584,10 @@ impl LiveShard {
             counts: pending.counts,
             rejected: pending.rejected,
             oldest: pending.oldest,
+            usage: self.progress.usage,
+            records: pending.records,
+            log_time: pending.log_time,
+            busy: pending.appended.duration_since(pending.started),
             took: pending.started.elapsed(),
             append_took: pending.appended.elapsed(),
         })

@@ -219,6 +219,9 @@ async fn the_cluster_is_shown_and_steered_from_any_node() {
     for node in [&n1, &n2] {
         let cluster = node.service.cluster().await.unwrap();
         assert_eq!((cluster.node.as_str(), cluster.recommended_nodes), (&*node.name, Some(2)));
+        assert_eq!(cluster.reason.as_deref(), Some("much comes in"));
+        assert_eq!(cluster.predicted_events_per_second, Some(1_350.0));
+        assert_eq!(cluster.service_rate_events_per_second, Some(1_000.0));
         let owners: Vec<_> = cluster.shards.iter().filter_map(|s| s.owner.as_deref()).collect();
         assert_eq!(owners, ["n1", "n2", "n1", "n2"]);
         assert!(cluster.shards.iter().all(|shard| shard.state == "live" && shard.lag == 0));

@@ -13,6 +13,7 @@ use meterr_connectors::checkpoint_memory::MemoryCheckpointStore;
 use meterr_connectors::cluster::{Answerer, PeerError, Peers};
 use meterr_connectors::log::{Log, Message};
 use meterr_connectors::memory::MemoryLog;
+use meterr_engine::cluster::forecast::Recommendation;
 use meterr_engine::cluster::link::{ClusterControl, ClusterLink, ControlError, Outlook};
 use meterr_engine::cluster::{ClusterView, Held, NodeView, ShardView, Shards};
 use meterr_engine::control_state::ControlState;
@@ -236,6 +237,7 @@ impl Node {
             control_lock: tokio::sync::Mutex::new(()),
             draining: watch::Sender::new(false),
             cluster: OnceLock::new(),
+            measured: Default::default(),
             tails: Tails::default(),
         });
         let (tell_opened, opened) = watch::channel(vec![false; usize::from(SHARDS)]);
@@ -280,7 +282,12 @@ impl Node {
             },
             outlook: Arc::new(|| Outlook {
                 events_per_second: [("n1".to_owned(), 1_000.0)].into(),
-                recommended_nodes: Some(2),
+                forecast: Some(Recommendation {
+                    recommended_nodes: 2,
+                    reason: "much comes in".to_owned(),
+                    predicted_events_per_second: Some(1_350.0),
+                    service_rate_events_per_second: Some(1_000.0),
+                }),
             }),
             control: wishes.clone(),
             patience: Duration::from_secs(3),

@@ -94,6 +94,8 @@ impl Known {
             Key::Lease(shard) => self.leases.get(shard).map(|seen| seen.revision),
             Key::Pin(shard) => self.pins.get(shard).map(|seen| seen.revision),
             Key::Drain(node) => self.drains.get(node).map(|seen| seen.revision),
+            // No decision rests on it.
+            Key::Load(_) => None,
         }
         .unwrap_or(0)
     }
@@ -123,7 +125,7 @@ impl Known {
             Some(Key::Lease(shard)) => put(&mut self.leases, shard, key, revision, value),
             Some(Key::Pin(shard)) => put(&mut self.pins, shard, key, revision, value),
             Some(Key::Drain(node)) => put(&mut self.drains, node, key, revision, value),
-            None => {}
+            Some(Key::Load(_)) | None => {}
         }
     }
 
