@@ -206,6 +206,26 @@ async fn headers_that_break_a_client_hold_nothing_up() {
     assert!(log.failure().is_none());
 }
 
+/// Whoever reads beside the follower may get what was fetched for it; it must not wait for ever for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_misses_nothing_that_another_reader_took() {
+    let server = NatsServer::start(NatsOptions::new());
+    let log = usage(&connections(&server).await).await;
+    for n in 0..200 {
+        let waiter = log.clone();
+        let waiting = tokio::spawn(async move {
+            let reached = tokio::time::timeout(Duration::from_secs(30), waiter.wait_beyond(n));
+            reached.await.is_ok()
+        });
+        log.append(vec![message(n.to_string())]).await.unwrap();
+        while !waiting.is_finished() {
+            log.read(n + 1, MANY).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert!(waiting.await.unwrap(), "waited in vain for record {}", n + 1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_stands_once_and_right_behind_its_parts() {
     let server = NatsServer::start(NatsOptions::new());

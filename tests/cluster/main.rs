@@ -15,7 +15,7 @@
 //! was acknowledged, everything is sent once more, which must change nothing, and `meterr verify` must
 //! agree.
 //!
-//! `METERR_CLUSTER_ROUNDS` sets the rounds (12 by default; thousands are fine), `METERR_CLUSTER_SEED`
+//! `METERR_CLUSTER_ROUNDS` sets the rounds (8 by default; thousands are fine), `METERR_CLUSTER_SEED`
 //! repeats what was sent and done, as far as the machine repeats itself.
 
 #![allow(clippy::unwrap_used)]
@@ -92,7 +92,7 @@ fn task<T: Send + 'static, F: Future<Output = T>>(
 
 #[test]
 fn every_acknowledged_event_counts_once_whoever_dies() {
-    let rounds = number_from_env("METERR_CLUSTER_ROUNDS", 12);
+    let rounds = number_from_env("METERR_CLUSTER_ROUNDS", 8);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let seed = number_from_env("METERR_CLUSTER_SEED", now.as_millis() as u64);
     println!("METERR_CLUSTER_SEED={seed} METERR_CLUSTER_ROUNDS={rounds}");

@@ -513,6 +513,8 @@ impl Log for JetStreamLog {
 
     fn read(&self, from: u64, bytes_max: usize) -> BoxFuture<'static, LogResult<Vec<Record>>> {
         if let Some(records) = self.shared.tail.take(from, bytes_max) {
+            // Whoever waits may have waited for just these.
+            self.shared.changed.send_replace(());
             return Box::pin(futures::future::ready(Ok(records)));
         }
         let shared = self.shared.clone();
@@ -525,6 +527,8 @@ impl Log for JetStreamLog {
         Box::pin(async move {
             let mut changed = shared.changed.subscribe();
             loop {
+                // Another reader may have taken what was fetched for this one: it is fetched again.
+                shared.follow_from(position + 1);
                 let known = shared.tail.has(position + 1) || shared.state.lock().failure.is_some();
                 // An error means that the log is gone.
                 if known || changed.changed().await.is_err() {
