@@ -261,26 +261,3 @@ fn a_server_that_is_away_is_waited_for_and_seen_in_metrics() {
     server.stop();
     stage.launch.verified();
 }
-
-#[test]
-fn a_second_engine_takes_over_and_the_first_one_stops() {
-    let stage = Stage::new(NatsOptions::new().mapping(SHARDS));
-    let first = stage.launch.start();
-    let at = stage.publish("usage.acme", &[], event("1", "acme", 10));
-    assert_eq!(events(&first, "acme", &at), 1);
-    let dir = tempfile::tempdir().unwrap();
-    let launch = Launch::on(dir.path())
-        .set("NATS__URL", &stage.nats.url())
-        .set("NODE__SHARDS", &SHARDS.to_string());
-    let second = launch.start();
-    let at = stage.publish("usage.acme", &[], event("2", "acme", 10));
-    assert_eq!(events(&second, "acme", &at), 2);
-    let problem = first.until("the first one stops", || {
-        let (state, problem) = state(&first, "acme");
-        (state == "stopped").then_some(problem)
-    });
-    assert!(problem.contains("another node has taken this shard over"), "{problem}");
-    second.stop();
-    let report = launch.verified();
-    assert_eq!(report["events"], 2, "{report}");
-}
