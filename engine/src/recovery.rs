@@ -41,8 +41,6 @@ pub struct Plan {
     pub commit_from: u64,
     /// Epoch that is last committed.
     pub epoch: u64,
-    /// Token of the new owner.
-    pub token: u64,
 }
 
 /// Why the shard must not go on: its figures would not be what was published.
@@ -97,10 +95,10 @@ pub enum Alarm {
 /// # Errors
 /// An [`Alarm`], for an operator to look at.
 pub fn plan(facts: &Facts<'_>) -> Result<Plan, Alarm> {
-    let committed = facts.commit.map_or((0, 0, 0, 0), |commit| {
-        (commit.epoch, commit.usage_position, commit.control_position, commit.token)
-    });
-    let (epoch, usage, control, token) = committed;
+    let committed = facts
+        .commit
+        .map_or((0, 0, 0), |commit| (commit.epoch, commit.usage_position, commit.control_position));
+    let (epoch, usage, control) = committed;
     for (what, head, published) in
         [("usage", facts.usage_head, usage), ("control", facts.control_head, control)]
     {
@@ -109,14 +107,7 @@ pub fn plan(facts: &Facts<'_>) -> Result<Plan, Alarm> {
         }
     }
     let Some(checkpoint) = facts.checkpoint else {
-        return Ok(Plan {
-            load: false,
-            usage_from: 1,
-            control_from: 1,
-            commit_from: 0,
-            epoch,
-            token: token + 1,
-        });
+        return Ok(Plan { load: false, usage_from: 1, control_from: 1, commit_from: 0, epoch });
     };
     for (what, expected, found) in [
         ("usage", &checkpoint.usage_log, facts.usage_log),
@@ -139,7 +130,6 @@ pub fn plan(facts: &Facts<'_>) -> Result<Plan, Alarm> {
         control_from: checkpoint.control_position + 1,
         commit_from: checkpoint.commit_position,
         epoch,
-        token: token + 1,
     })
 }
 
@@ -201,7 +191,7 @@ mod tests {
     fn replay_goes_from_the_checkpoint_on() {
         let (m, c) = (manifest(), commit());
         let plan = plan(&facts(&m, &c)).unwrap();
-        assert_eq!((plan.usage_from, plan.commit_from, plan.epoch, plan.token), (11, 9, 7, 2));
+        assert_eq!((plan.usage_from, plan.commit_from, plan.epoch), (11, 9, 7));
         assert!(plan.load);
     }
 
@@ -210,7 +200,7 @@ mod tests {
         let (m, c) = (manifest(), commit());
         let nothing = Facts { checkpoint: None, commit: None, ..facts(&m, &c) };
         let plan = plan(&nothing).unwrap();
-        assert_eq!((plan.load, plan.usage_from, plan.epoch, plan.token), (false, 1, 0, 1));
+        assert_eq!((plan.load, plan.usage_from, plan.epoch), (false, 1, 0));
     }
 
     #[test]

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::executor::block_on;
+use futures::future::{BoxFuture, ready};
 use meterr_connectors::checkpoint_memory::MemoryCheckpointStore;
-use meterr_connectors::log::{Log, Message};
+use meterr_connectors::log::{Appended, Log, LogError, LogIdentity, LogResult, Message, Record};
 use meterr_connectors::memory::MemoryLog;
 use meterr_engine::live::opening::rebuild;
 use meterr_engine::live::standing_by::FollowedCommit;
@@ -27,6 +28,7 @@ use meterr_engine::wire::Commit;
 use meterr_engine::worker::timely_worker;
 use meterr_operators::histories::{HistoryOptions, Step, history};
 use meterr_operators::rng::Rng;
+use meterr_operators::time::Time;
 use timely::worker::Worker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -51,11 +53,14 @@ struct Node {
 impl Node {
     /// Stands by at the last commit; checkpoints are the node's own.
     fn new(streams: &Streams) -> Node {
-        let logs = Logs {
-            usage: Arc::new(streams.usage.clone()),
-            control: Arc::new(streams.control.clone()),
-            out: Arc::new(streams.out.clone()),
-        };
+        Node::on(streams, Arc::new(streams.out.clone()))
+    }
+
+    /// The same, with another view of the output log.
+    fn on(streams: &Streams, out: Arc<dyn Log>) -> Node {
+        let usage = Arc::new(streams.usage.clone());
+        let control = Arc::new(streams.control.clone());
+        let logs = Logs { usage, control, out };
         let store = Arc::new(MemoryCheckpointStore::new(snapshot::FORMAT));
         let spec = support::only_shard(logs, store, 1_000_000);
         let mut worker = timely_worker();
@@ -211,6 +216,94 @@ fn run(seed: u64) -> (u64, u64) {
     assert!(epochs.windows(2).all(|pair| pair[1] == pair[0] + 1), "seed {seed}: {epochs:?}");
     assert!(tokens.is_sorted(), "seed {seed}: {tokens:?}");
     (changes, refused)
+}
+
+/// An output log whose last commit is asked for before its owner goes on.
+struct Earlier {
+    log: MemoryLog,
+    last: Option<Record>,
+}
+
+impl Log for Earlier {
+    fn identity(&self) -> &LogIdentity {
+        self.log.identity()
+    }
+
+    fn head(&self) -> u64 {
+        self.log.head()
+    }
+
+    fn first(&self) -> u64 {
+        self.log.first()
+    }
+
+    fn last_time(&self) -> Option<Time> {
+        self.log.last_time()
+    }
+
+    fn append(&self, messages: Vec<Message>) -> BoxFuture<'static, LogResult<Appended>> {
+        self.log.append(messages)
+    }
+
+    fn commit(
+        &self,
+        parts: Vec<Message>,
+        commit: Message,
+        previous: u64,
+    ) -> BoxFuture<'static, LogResult<Appended>> {
+        self.log.commit(parts, commit, previous)
+    }
+
+    fn last_commit(&self) -> BoxFuture<'static, LogResult<Option<Record>>> {
+        Box::pin(ready(Ok(self.last.clone())))
+    }
+
+    fn read(&self, from: u64, bytes_max: usize) -> BoxFuture<'static, LogResult<Vec<Record>>> {
+        self.log.read(from, bytes_max)
+    }
+
+    fn wait_beyond(&self, position: u64) -> BoxFuture<'static, ()> {
+        self.log.wait_beyond(position)
+    }
+
+    fn failure(&self) -> Option<LogError> {
+        self.log.failure()
+    }
+}
+
+#[test]
+fn a_log_that_goes_on_while_it_is_loaded_is_followed_from_where_loading_began() {
+    let streams = Streams {
+        usage: MemoryLog::new("USAGE_0"),
+        control: MemoryLog::new("CONTROL"),
+        out: MemoryLog::new("OUT_0"),
+    };
+    let mut owner = Node::new(&streams);
+    owner.own(1);
+    let mut first = None;
+    for n in 0..4 {
+        let line = format!(
+            "{{\"id\":\"{n}\",\"time\":\"2026-01-02T03:04:05Z\",\"org\":\"acme\",\"user\":\"u\",\
+             \"cost\":\"1\"}}\n"
+        );
+        let message = Message::new("usage.0.acme", line);
+        streams
+            .usage
+            .append_at(vec![message], Time::parse("2026-01-02T03:05:00Z").unwrap())
+            .unwrap();
+        owner.hear_inputs();
+        owner.commit().unwrap().unwrap();
+        if n == 1 {
+            first = block_on(streams.out.last_commit()).unwrap();
+        }
+    }
+    let earlier = Earlier { log: streams.out.clone(), last: first };
+    let mut other = Node::on(&streams, Arc::new(earlier));
+    assert_eq!(other.live.progress().usage, 2);
+    assert_eq!(other.live.shard().usage_position(), 2);
+    other.follow(usize::MAX);
+    assert_eq!(other.live.progress(), owner.live.progress());
+    assert_eq!(other.rows(), owner.rows());
 }
 
 #[test]

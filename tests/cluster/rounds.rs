@@ -11,7 +11,7 @@ use crate::nats::Cluster;
 use crate::nodes::{LEASE, Node, sound};
 use crate::publisher::Sent;
 use crate::stage::Stage;
-use crate::support::{PATIENCE, ran};
+use crate::support::{PATIENCE, Server, ran};
 
 /// Nodes that may run at once.
 const NODES_MAX: usize = 4;
@@ -388,11 +388,9 @@ impl Rounds {
     }
 
     /// All nodes, running and ready, for the rest of the test.
-    pub fn end(&mut self) -> &[Node] {
-        for node in &self.nodes {
-            node.server.as_ref().unwrap().until_ready();
-        }
-        &self.nodes
+    pub fn end(&self) -> Vec<&Server> {
+        let servers = self.nodes.iter().map(|node| node.server.as_ref().unwrap());
+        servers.inspect(|server| server.until_ready()).collect()
     }
 
     /// What was done.

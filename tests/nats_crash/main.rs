@@ -21,6 +21,7 @@
 
 #[path = "../crash/administrator.rs"]
 mod administrator;
+mod company;
 mod follower;
 #[path = "../crash/model.rs"]
 mod model;
@@ -39,17 +40,13 @@ mod table;
 mod trouble;
 mod watcher;
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use meterr_operators::ids::shard_of;
 use meterr_operators::rng::Rng;
 use support::number_from_env;
 
-use follower::Goals;
-use model::ORGS;
+use company::{Company, connect};
 use nats::{NatsOptions, NatsServer};
 use publisher::Sent;
 use rounds::Rounds;
@@ -57,27 +54,6 @@ use stage::Stage;
 
 /// Shards of the deployment. Each has at least one of the orgs.
 const SHARDS: u16 = 4;
-
-/// A plain client that waits for the server and comes back by itself.
-async fn connect(url: &str) -> async_nats::Client {
-    async_nats::ConnectOptions::new()
-        .retry_on_initial_connect()
-        .reconnect_delay_callback(|_| Duration::from_millis(10))
-        .request_timeout(Some(Duration::from_secs(1)))
-        .connect(url)
-        .await
-        .unwrap()
-}
-
-/// Runs on a thread and a runtime of its own.
-fn task<T: Send + 'static, F: Future<Output = T>>(
-    work: impl FnOnce() -> F + Send + 'static,
-) -> JoinHandle<T> {
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(work())
-    })
-}
 
 #[test]
 fn every_acknowledged_event_counts_once_whoever_dies() {
@@ -98,104 +74,13 @@ fn every_acknowledged_event_counts_once_whoever_dies() {
     // The first engine creates the streams.
     rounds.begin();
 
-    let publishers: Vec<_> = (0..3)
-        .map(|n| {
-            let (url, stage, sent) = (url.clone(), stage.clone(), sent.clone());
-            task(move || async move { publisher::publish(n, seed, &url, &stage, &sent).await })
-        })
-        .collect();
-    let changes = Arc::new(Mutex::new(model::Model::default()));
-    let administrator = {
-        let (stage, changes) = (stage.clone(), changes.clone());
-        std::thread::spawn(move || administrator::administer(seed, &stage, &changes))
-    };
-    let watchers: Vec<_> = ORGS
-        .iter()
-        .map(|org| {
-            let (url, stage) = (url.clone(), stage.clone());
-            task(move || async move { watcher::watch(org, &url, &stage).await })
-        })
-        .collect();
-    let goals = Arc::new(Goals::default());
-    let followers: Vec<_> = ORGS
-        .iter()
-        .map(|org| {
-            let (url, goals) = (url.clone(), goals.clone());
-            task(move || async move { follower::follow(org, &url, &goals).await })
-        })
-        .collect();
-    let readers: Vec<_> = (0..SHARDS)
-        .map(|shard| {
-            let (url, stage) = (url.clone(), stage.clone());
-            task(move || async move { reader::read(shard, &url, &stage).await })
-        })
-        .collect();
-
+    let company = Company::begin(&url, seed, &stage, &sent);
     rounds.run();
     let engine = rounds.end();
-    stage.closing.store(true, Ordering::SeqCst);
-    publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
-    let changed = administrator.join().unwrap();
-    let changes = Arc::into_inner(changes).unwrap().into_inner().unwrap();
-    let (model, position, lines) = {
-        let mut sent = sent.lock().unwrap();
-        sent.model.prices = changes.prices;
-        sent.model.zones = changes.zones;
-        println!(
-            "{} lines, {} messages sent again, {} of them known to the server, {changed} changes of \
-             prices and zones; {}",
-            sent.lines,
-            sent.repeated,
-            sent.known,
-            rounds.told()
-        );
-        (std::mem::take(&mut sent.model), sent.position(), sent.lines)
-    };
-    assert!(lines > 20 * rounds.number && changed > 0, "too little happened: {lines} lines");
-    let position = format!("{position},{}", control_position(&engine));
-    model.check(&engine, &position);
-
-    // Everything once more: nothing may change.
-    let again = Arc::new(Mutex::new(Sent::default()));
-    let everything: Vec<_> =
-        model.events.iter().map(|((_, id), version)| (id.clone(), version.clone())).collect();
-    {
-        let (url, again) = (url.clone(), again.clone());
-        task(move || async move { publisher::repeat(&url, &everything, &again).await })
-            .join()
-            .unwrap();
-    }
-    let position = again.lock().unwrap().position();
-    model.check(&engine, &position);
-
-    stage.over.store(true, Ordering::SeqCst);
-    let believed: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
-    let last = |(org, epochs): (&String, &Vec<u64>)| (org.clone(), *epochs.last().unwrap());
-    let all = believed.iter().flat_map(|believed| &believed.epochs).map(last).collect();
-    *goals.lock().unwrap() = Some(all);
-    for ((watcher, follower), org) in watchers.into_iter().zip(followers).zip(ORGS) {
-        let (watcher, follower) = (watcher.join().unwrap(), follower.join().unwrap());
-        let of = url.clone();
-        let snapshot = task(move || async move { watcher::snapshot(&of, org).await });
-        let snapshot = snapshot.join().unwrap();
-        let believed = &believed[usize::from(shard_of(org, SHARDS).0)];
-        println!(
-            "{org}: {} changes, {} of them live, {} questions; its shard: {} commits, {} take-overs, {} \
-             parts without a commit",
-            watcher.seen.epochs.len(),
-            watcher.live,
-            watcher.asked,
-            believed.commits,
-            believed.seals,
-            believed.disbelieved
-        );
-        watcher.seen.check("watcher", &snapshot, believed);
-        follower.check("follower", &snapshot, believed);
-        assert!(watcher.live > 0 && watcher.asked > 1, "{org}: one way was never used");
-    }
+    let counted = company.finish(&[&engine], 20 * rounds.number, &rounds.told());
     engine.stop();
     let report = rounds.verified();
-    assert_eq!(report["events"], model.events_counted(), "{report}");
+    assert_eq!(report["events"], counted, "{report}");
 }
 
 /// Position of the last change of prices or zones.

@@ -27,8 +27,7 @@ enum Deed {
     Both,
     /// The server is frozen for a moment.
     ServerFreezes,
-    /// The engine is frozen until another has taken over, or goes on while that happens; the server
-    /// may be killed before it thaws.
+    /// The engine is frozen until another has taken over; the server may be killed before it thaws.
     TakeOver,
     /// The server is killed while the engine starts.
     ServerEarly,
@@ -207,16 +206,13 @@ impl Rounds {
         }
     }
 
-    /// Freezes the engine or lets it go on, lets another take over, thaws it, and sees it stop.
+    /// Freezes the engine, lets another take over when the lease is over, thaws it, and sees it let go.
     fn take_over(&mut self) {
-        let freezes = true;
         let server_dies = self.rng.percent(30);
         let (frozen, dir) = self.engine.take().unwrap();
         let stage = self.stage.clone();
         let changing = stage.changing.lock().unwrap();
-        if freezes {
-            frozen.signal("STOP");
-        }
+        frozen.signal("STOP");
         self.stage.set_url(None);
         let next = self.spawn(1 - dir);
         next.until("the new engine owns all shards", || {
@@ -235,9 +231,7 @@ impl Rounds {
             self.pause(0, 50);
             self.nats.restart();
         }
-        if freezes {
-            frozen.signal("CONT");
-        }
+        frozen.signal("CONT");
         let sent = self.sent.clone();
         self.refused += frozen.until("the old engine has let go of all shards", || {
             // Each shard needs something to commit, to be refused.

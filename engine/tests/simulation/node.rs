@@ -65,6 +65,8 @@ pub struct NodeShard {
     pub reading: bool,
     pub following: bool,
     pub behind: u64,
+    /// Token the log was found sealed under when it was lost, 0 if that is not known.
+    pub lost: u64,
 }
 
 impl NodeShard {
@@ -82,7 +84,7 @@ impl NodeShard {
             (State::Live, _) => Held::Owned { token: goal.unwrap_or(0), live: true },
             (State::Release | State::Drain, _) => Held::Releasing,
             (State::HandOver | State::Released, _) => Held::Released,
-            (State::Lost, _) => Held::Lost { token: 0 },
+            (State::Lost, _) => Held::Lost { token: self.lost },
             (State::Stopped(why), _) => Held::Stopped(why.clone()),
         }
     }

@@ -126,6 +126,11 @@ impl World {
         }
         if let Some(token) = hosted.wanted.filter(|_| live.commit >= live.known) {
             // As `LiveShard::seal` says it.
+            if live.token > token {
+                here.lost = live.token;
+                here.hosted = None;
+                return self.tell(node, shard, Happened::TakenOver);
+            }
             let token = token.max(live.token + 1);
             live.role = Role::Sealing { token };
             let commit = record(live.epoch, live.usage, token, true);
@@ -261,6 +266,7 @@ impl World {
             }
             (_, Err(reason)) => {
                 here.hosted = None;
+                here.lost = 0;
                 match reason {
                     StopReason::TakenOver { .. } => Happened::TakenOver,
                     reason if reason.unavailable() => Happened::Away { reason: reason.to_string() },
