@@ -52,6 +52,23 @@ fn mirrored(old: &NatsServer, new: &NatsServer) -> Value {
     json(&["mirror", "--from", &from, "--api", "$JS.old.API", "--nats", &to, "--json"])
 }
 
+/// Waits until the mirrors have what their streams have now.
+fn until_mirrored(old: &NatsServer, new: &NatsServer) {
+    let last = |nats: &NatsServer, stream: &str| {
+        let info = nats.request(&format!("$JS.API.STREAM.INFO.{stream}"), "")?;
+        info["state"]["last_seq"].as_u64()
+    };
+    let of_shards = (0..3).flat_map(|shard| [format!("USAGE_{shard}"), format!("OUT_{shard}")]);
+    for stream in of_shards.chain(["CONTROL".to_owned()]) {
+        let there = last(old, &stream).unwrap();
+        let began = Instant::now();
+        while last(new, &stream).is_none_or(|mirrored| mirrored < there) {
+            assert!(began.elapsed() < support::PATIENCE, "{stream} is not mirrored up to {there}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
 fn counted(server: &Server) -> u64 {
     let rows = ORGS.iter().flat_map(|org| server.rows(&format!("/v1/orgs/{org}/spend?window=all")));
     rows.map(|row| row["events"].as_u64().unwrap()).sum()
@@ -119,6 +136,7 @@ fn a_region_takes_over_when_the_other_is_gone() {
     at_work(&server, 0);
     mirrored(&old, &new);
     let before = counted(&server);
+    until_mirrored(&old, &new);
     let (stop, acknowledged) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {

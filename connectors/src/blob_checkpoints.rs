@@ -27,7 +27,9 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::blobs::{Blob, BlobError, Blobs};
-use crate::checkpoint::{Chain, CheckpointError, CheckpointStore, Kind, Manifest, Verified};
+use crate::checkpoint::{
+    Chain, CheckpointError, CheckpointStore, Kind, Manifest, Notice, Verified,
+};
 use crate::checkpoint_record::{
     CHUNK_FORM, NO_PREVIOUS, Place, Record, Slot, Stored, problem_of, problem_of_chunks,
     problem_of_order, record_hash, refused,
@@ -61,7 +63,7 @@ pub struct BlobCheckpoints {
     /// Newest generation of shards whose base was refused for it. A damaged one counts, and no list
     /// shows it.
     floors: Mutex<HashMap<ShardId, u64>>,
-    notices: Mutex<Vec<String>>,
+    notices: Mutex<Vec<Notice>>,
 }
 
 /// What a listing shows of a shard.
@@ -368,7 +370,7 @@ fn chunk(bytes: &mut Bytes) -> Result<Bytes, String> {
 }
 
 impl CheckpointStore for BlobCheckpoints {
-    fn take_notices(&self) -> Vec<String> {
+    fn take_notices(&self) -> Vec<Notice> {
         std::mem::take(&mut self.notices.lock())
     }
 
@@ -414,9 +416,8 @@ impl CheckpointStore for BlobCheckpoints {
         let gone = gone.into_iter().filter(|old| !old.starts_with(&name.text));
         if let Err(error) = self.delete(gone) {
             // It stands; what it replaces is a state that was committed as well.
-            self.notices
-                .lock()
-                .push(format!("replaced checkpoints of shard {shard} stay: {error}"));
+            let later = format!("replaced checkpoints of shard {shard} stay: {error}");
+            self.notices.lock().push(Notice::Later(later));
         }
         Ok(())
     }
@@ -464,7 +465,8 @@ impl CheckpointStore for BlobCheckpoints {
                     let problem = chunks.as_ref().err();
                     if let Some(problem) = problem {
                         let name = &nodes[*at].name.text;
-                        self.notices.lock().push(format!("{name} is damaged: {problem}"));
+                        let lost = format!("{name} is damaged: {problem}");
+                        self.notices.lock().push(Notice::Lost(lost));
                     }
                     read.insert(*at, chunks.ok());
                 }

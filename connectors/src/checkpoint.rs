@@ -136,6 +136,15 @@ pub struct Verified {
     pub problem: Option<String>,
 }
 
+/// What a store noticed, as a sentence for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// Something that was kept is gone: a directory was damaged, a checkpoint does not verify.
+    Lost(String),
+    /// Something could not be done now and will be tried again, such as a copy for other nodes.
+    Later(String),
+}
+
 /// Keeps checkpoints. Blocking; called from a thread of its own.
 pub trait CheckpointStore: Send + Sync + 'static {
     /// Writes a checkpoint. On return it is durable, power failure included. A base begins a new
@@ -170,9 +179,8 @@ pub trait CheckpointStore: Send + Sync + 'static {
     /// When the store cannot be read.
     fn verify(&self, shard: ShardId) -> Result<Vec<Verified>, CheckpointError>;
 
-    /// What the store noticed and mended since this was last asked (a damaged directory moved aside, a
-    /// checkpoint lost), as sentences for the log.
-    fn take_notices(&self) -> Vec<String> {
+    /// What the store noticed and mended since this was last asked.
+    fn take_notices(&self) -> Vec<Notice> {
         Vec::new()
     }
 

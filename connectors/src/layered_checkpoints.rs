@@ -16,7 +16,9 @@ use bytes::Bytes;
 use meterr_operators::ids::ShardId;
 use parking_lot::Mutex;
 
-use crate::checkpoint::{Chain, CheckpointError, CheckpointStore, Kind, Manifest, Verified};
+use crate::checkpoint::{
+    Chain, CheckpointError, CheckpointStore, Kind, Manifest, Notice, Verified,
+};
 
 /// Time from a failure of the shared store to the base that is asked for, the first time.
 const PAUSE_MIN: Duration = Duration::from_secs(30);
@@ -35,7 +37,7 @@ pub struct Layered {
 struct State {
     /// Shards whose next checkpoint in the shared store must be a base.
     broken: HashMap<ShardId, Broken>,
-    notices: Vec<String>,
+    notices: Vec<Notice>,
 }
 
 struct Broken {
@@ -53,7 +55,7 @@ impl Layered {
     }
 
     fn note(&self, what: String) {
-        self.state.lock().notices.push(what);
+        self.state.lock().notices.push(Notice::Later(what));
     }
 
     /// The shared chain of a shard has ended. A base is asked for at once, or after a pause.
@@ -199,7 +201,7 @@ impl CheckpointStore for Layered {
         Ok(verified)
     }
 
-    fn take_notices(&self) -> Vec<String> {
+    fn take_notices(&self) -> Vec<Notice> {
         let mut notices = self.local.take_notices();
         notices.extend(self.shared.take_notices());
         notices.append(&mut self.state.lock().notices);

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use meterr_connectors::checkpoint::CheckpointStore;
+use meterr_connectors::checkpoint::{CheckpointStore, Notice};
 use meterr_operators::ids::ShardId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -450,7 +450,15 @@ impl Handler<WriteCheckpoint> for CheckpointActor {
             tracing::warn!(%shard, %error, "old checkpoints could not be pruned");
         }
         for notice in self.store.take_notices() {
-            tracing::error!(notice, "checkpoint store; what is missing is rebuilt from the log");
+            match notice {
+                Notice::Lost(notice) => {
+                    tracing::error!(
+                        notice,
+                        "checkpoint store; what is missing is rebuilt from the log"
+                    );
+                }
+                Notice::Later(notice) => tracing::warn!(notice, "checkpoint store; trying on"),
+            }
         }
         match &written {
             Ok(()) => {

@@ -52,7 +52,7 @@ use parking_lot::Mutex;
 use self::directory::{Fail, beside, close_database, sync_database};
 use self::ledger::Tip;
 use self::state::{Health, State, failed};
-use crate::checkpoint::{Chain, CheckpointError, CheckpointStore, Manifest, Verified};
+use crate::checkpoint::{Chain, CheckpointError, CheckpointStore, Manifest, Notice, Verified};
 use crate::checkpoint_record::{
     Place, Record, by_generation, link_of, newer_of, problem_of, refused,
 };
@@ -329,8 +329,8 @@ impl Drop for SledStore {
 }
 
 impl CheckpointStore for SledStore {
-    fn take_notices(&self) -> Vec<String> {
-        self.take_report().notices()
+    fn take_notices(&self) -> Vec<Notice> {
+        self.take_report().notices().into_iter().map(Notice::Lost).collect()
     }
 
     fn write(&self, manifest: &Manifest, chunks: &[Bytes]) -> Result<(), CheckpointError> {
